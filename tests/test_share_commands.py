@@ -195,6 +195,10 @@ def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
     line = run_line(runs[0])
     assert line.startswith("tm: ") and "energy unknown: no NVML" in line
     assert line.endswith("b: out of memory: no ?[2Jroom ")
+    assert "all jobs were there for 1 s of 120 s alone" in line
+    whole = msgspec.structs.replace(shared, end_ns=119 * S)
+    assert "all jobs were there" not in run_line(metrics_of(spec, whole, {0: alone}))
+    assert "all jobs were there" not in run_line(metrics_of(spec, alone))
     cut = msgspec.structs.replace(shared, about={"stopped": "by the caller"})
     assert run_line(metrics_of(spec, cut)).startswith("tm: stopped after 1 s; ")
 

@@ -73,6 +73,9 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     parts = []
     if run.stopped:
         parts.append(f"stopped after {_digits(run.window_s, 3)} s")
+    if run.short:
+        seconds = f"{_digits(run.window_s, 3)} s of {_digits(run.planned_s, 3)} s"
+        parts.append(f"all jobs were there for {seconds} alone, which the figures are of")
     alone = run.mode is Mode.EXCLUSIVE
     for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
         if value is not None and not alone:

@@ -96,6 +96,10 @@ class JobMetrics(Figures, frozen=True):
     tuning: Tuning | None = None  # where the tuner chose its boundaries
 
 
+#: A common window that is shorter than this part of the planned one is told.
+_SHORT = 0.9
+
+
 class RunMetrics(Figures, frozen=True):
     """One run. None: not known, for want of a run alone or of power.
 
@@ -113,6 +117,7 @@ class RunMetrics(Figures, frozen=True):
     energy: Energy
     pauses: Pauses
     unavailable: str = ""
+    planned_s: float = 0.0  # the window's length, if each job lasts for as long; 0: not known
     stopped: bool = False  # before its duration was over; what it has is of the time until then
     throughput_per_s: float = 0.0
     stp: float | None = None
@@ -127,6 +132,12 @@ class RunMetrics(Figures, frozen=True):
     energy_ratio_with_idle: float | None = None
     low_overhead: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> bool:
+        """True if jobs shared the GPU for much less than planned: one began late, or ended early."""
+        shared = self.mode is not Mode.EXCLUSIVE and not self.stopped and not self.unavailable
+        return shared and self.window_s < _SHORT * self.planned_s
 
 
 class Alone(Figures, frozen=True):

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from slosched.errors import InvalidConfig
 from slosched.share.deft_files import HEADER
 from slosched.share.figures import RunMetrics
@@ -114,7 +116,8 @@ def deft_metrics(
         for place, name in enumerate(logs)
         if (path := (solos or {}).get(name)) is not None
     }
-    return metrics_of(spec, result, alone)
+    # How long they were to run is not in the logs.
+    return msgspec.structs.replace(metrics_of(spec, result, alone), planned_s=0.0)
 
 
 def _csv_rows(path: Path, lines: Sequence[str]) -> list[tuple[int, int]]:

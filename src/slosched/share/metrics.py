@@ -49,7 +49,7 @@ def metrics_of(
         )
         for each in result.jobs
     )
-    return _run_metrics(result, jobs, alone, energy, window_s)
+    return _run_metrics(result, jobs, alone, energy, window_s, spec.duration_ns / NS_PER_S)
 
 
 def _run_metrics(
@@ -58,6 +58,7 @@ def _run_metrics(
     alone: Mapping[int, Alone | None],
     energy: Energy,
     window_s: float,
+    planned_s: float,
 ) -> RunMetrics:
     known = {each.job: found for each in jobs if (found := alone.get(each.job)) is not None}
     normalized = [each.normalized for each in jobs if each.normalized is not None]
@@ -73,6 +74,7 @@ def _run_metrics(
         window_s=window_s,
         jobs=jobs,
         complete=not result.unavailable and all(each.status is Status.OK for each in jobs),
+        planned_s=planned_s,
         stopped="stopped" in result.about,
         unavailable=result.unavailable,
         throughput_per_s=work / window_s if window_s else 0.0,
