@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from function_rig import FunctionRig, alive, children_of, open_files
+from function_rig import Ended, FunctionRig, alive, children_of, open_files
 from slosched.clock import now_ns, sleep_ns
 from slosched.codes import Code
 from slosched.core.worker.interface import CallAwaits, CallLost
@@ -212,9 +212,10 @@ def test_a_suspended_call_whose_process_ends_is_answered(rig: FunctionRig) -> No
 
 def test_what_a_suspended_call_started_is_bounded_too(rig: FunctionRig) -> None:
     op = rig.begin("starts_and_awaits", MOST_PROCESSES + 6)
-    ended = rig.wait(op.op_id)  # at the limit already, if the machine is slow
+    ended: Ended | CallLost = rig.wait(op.op_id)  # at the limit already, if the machine is slow
     if isinstance(ended, CallAwaits):
         [ended] = rig.reported(CallLost)
+    assert not isinstance(ended, CallAwaits)
     assert ended.code == Code.CALL_OVER_LIMIT
     assert "may have started" in ended.reason
 
