@@ -15,7 +15,7 @@ import sample_functions as samples
 from fake_controller import FakeController, model_info
 from slosched.clients.aio import connect
 from slosched.clients.blocking import Client
-from slosched.clients.calls import CallAnswer
+from slosched.clients.calls import CallAnswer, prepared
 from slosched.clock import sleep_ns
 from slosched.codes import Code
 from slosched.engines.local import LocalEngine
@@ -47,6 +47,7 @@ class FunctionController(FakeController):
         self.engine = LocalEngine(["sample_functions"])
         self.names = [*self.engine.functions]
         self.result: bytes | None = None  # in the place of what calls return
+        self.refusals = 0  # of the next calls, unread
         super().__init__()
 
     def __enter__(self) -> FunctionController:
@@ -70,7 +71,10 @@ class FunctionController(FakeController):
         if self.hold:
             return
         end = Ended(self.code, self.reason)
-        if not self.code:
+        if self.refusals:
+            self.refusals -= 1
+            end = Ended(Code.CONTROLLER_OVERLOADED, "too fast")
+        elif not self.code:
             args, kwargs = decode(frames[0])
             try:
                 value = self.engine.call(self.names[message.model_id], *args, **kwargs).result()
@@ -254,3 +258,19 @@ def test_a_function_that_was_unloaded_is_asked_for_again() -> None:
             assert len(controller.of(LoadModelRequest)) == 2
 
     run(work())
+
+
+def test_a_patient_call_is_sent_again_while_the_controller_refuses_it_unread() -> None:
+    with FunctionController() as controller, Client(controller.address) as client:
+        options: dict[str, Any] = {"near": "", "timeout_s": None, "user_id": 0}
+        call = prepared(samples.fibonacci, (10,), {}, slo="20s", **options)
+        controller.refusals = 3
+        assert client.start_prepared(call, patient=True).result(30) == 55
+        assert len(controller.of(InferRequest)) == 4
+        controller.refusals = 1
+        with pytest.raises(CallFailed, match="too fast"):
+            client.start_prepared(call).result(30)
+        controller.refusals = 10**6
+        call = prepared(samples.fibonacci, (10,), {}, slo="50ms", **options)
+        with pytest.raises(CallFailed, match="too fast"):
+            client.start_prepared(call, patient=True).result(30)

@@ -246,12 +246,12 @@ class AsyncClient(Questions):
         options |= {"timeout_s": timeout_s, "user_id": user_id}
         return await self.answer_of(prepared(function, args, kwargs, **options))
 
-    async def answer_of(self, call: Prepared) -> CallAnswer:
+    async def answer_of(self, call: Prepared, *, patient: bool = False) -> CallAnswer:
         """Make a call that was checked, and may have been prepared in another thread (clients/calls.py)."""
         self._check_open()
         if self._caller is None:
             self._caller = Caller(self.load, self._answer_to)
-        return await self._caller.answer(call)
+        return await self._caller.answer(call, patient=patient)
 
     async def _answer_to(
         self, event: Infer, frame: Frame | None, sent_ns: int

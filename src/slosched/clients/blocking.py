@@ -230,10 +230,17 @@ class Client:
         """
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
-        call = prepared(function, args, kwargs, **options)
-        return self._started(lambda: self._value_of(call))
+        return self.start_prepared(prepared(function, args, kwargs, **options))
 
-    async def _value_of(self, call: Prepared) -> Any:
-        answer = await self._client.answer_of(call)
+    def start_prepared(self, call: Prepared, *, patient: bool = False) -> Future[Any]:
+        """Begin a call that was checked, as `start_call`.
+
+        A `patient` one is sent again while the controller refuses it unread (code 103), until its SLO has
+        passed.
+        """
+        return self._started(lambda: self._value_of(call, patient))
+
+    async def _value_of(self, call: Prepared, patient: bool = False) -> Any:
+        answer = await self._client.answer_of(call, patient=patient)
         answer.raise_for_code()
         return answer.value

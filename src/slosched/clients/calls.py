@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,14 @@ from slosched.functions.payload import decode_result, encode, joined
 from slosched.message_types import FunctionInfo
 from slosched.messages import InferReply
 from slosched.transport.codec import Frame
-from slosched.units import format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _LONGEST_KEY = 256
+#: A patient caller waits for this time before it sends a call again, and twice as long each time.
+_FIRST_PAUSE_NS = 5 * NS_PER_MS
+_LONGEST_PAUSE_NS = 100 * NS_PER_MS
+#: How long it goes on with a call whose SLO only the controller knows.
+_PATIENCE_NS = 10 * NS_PER_S
 
 #: AsyncClient.load, and what sends a request and waits for its answer.
 Load = Callable[[str], Awaitable[list[Model]]]
@@ -132,8 +138,23 @@ class Caller:
             )
         return model, model.info.function
 
-    async def answer(self, call: Prepared) -> CallAnswer:
-        """Make a call and return its answer, whatever its code."""
+    async def answer(self, call: Prepared, *, patient: bool = False) -> CallAnswer:
+        """Make a call and return its answer, whatever its code.
+
+        A `patient` caller sends it again while the controller refuses it unread (code 103), until its SLO has
+        passed, counted from now.
+        """
+        begin_ns, pause_ns = now_ns(), _FIRST_PAUSE_NS
+        while True:
+            answer = await self._answer_once(call)
+            again = patient and answer.code == Code.CONTROLLER_OVERLOADED
+            patience_ns = answer.slo_ns or call.slo_ns or _PATIENCE_NS
+            if not again or now_ns() + pause_ns > begin_ns + patience_ns:
+                return answer
+            await asyncio.sleep(pause_ns / NS_PER_S)
+            pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
+
+    async def _answer_once(self, call: Prepared) -> CallAnswer:
         model, info = await self.function(call.name)
         sent_ns = now_ns()
         event = Infer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
@@ -13,10 +14,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from slosched.clients.blocking import Client
+from slosched.clients.calls import prepared
 from slosched.codes import Code
 from slosched.engines.engine import Offered, known, offered, run_state
 from slosched.errors import InvalidConfig
-from slosched.experiment.children import ChildFailed, Children
+from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.functions.errors import FunctionError, call_failed
 from slosched.functions.function import Function, duration_ns_of
 from slosched.functions.registry import find
@@ -26,6 +28,8 @@ _READY_S = 60.0
 #: How long a function may take to be loaded: its module, its init.
 _LOADED_S = 120.0
 _MOST_WORKERS = 64
+#: `call` waits for the answer of another one for at most this time.
+_ROOM_S = 600.0
 
 
 class LiveHandle:
@@ -58,8 +62,9 @@ class LiveEngine:
     `slots` is by default what the worker takes, its cores. Calls that name no SLO, and whose function names
     none, have `default_slo`; at an `address` the controller's own. `state` is a State, or the address of a
     store: then the namespace is the engine's (docs/state.md). Output and logs go to `logs`, by default a
-    folder that is removed with the engine. `worker_options` and `controller_options` are further words for
-    their commands.
+    folder that is removed with the engine. At most `most_unanswered` calls are on their way at a time, and
+    one more waits in `call`; a controller that refuses calls unread, because they come too fast for its
+    core, gets them again. `worker_options` and `controller_options` are further words for their commands.
 
     Workers import the functions' modules, so a function of `__main__` or within another one cannot be used.
     Raises FunctionError for these, ChildFailed if a process does not start, InvalidRequest or RequestFailed
@@ -78,16 +83,24 @@ class LiveEngine:
         default_slo: str | float = "60s",
         state: State | str | None = None,
         logs: str | Path | None = None,
+        most_unanswered: int = 256,
         worker_options: Sequence[str] = (),
         controller_options: Sequence[str] = (),
     ) -> None:
         self.functions = offered(functions)
+        if most_unanswered < 1:
+            raise InvalidConfig("most_unanswered is at least 1")
+        self._most_unanswered = most_unanswered
+        self._room = threading.BoundedSemaphore(most_unanswered)
         if not 1 <= workers <= _MOST_WORKERS or (slots is not None and slots < 1):
             raise InvalidConfig(
                 f"an engine has 1 to {_MOST_WORKERS} workers with at least one slot"
             )
         self.address = address or ""
         self.workers, self.slots = workers, slots
+        self._children: Children | None = None
+        #: The processes of the engine: its workers, and then its controller.
+        self.processes: list[Child] = []
         self._worker_options = [*worker_options]
         self._controller_options = [
             *("--default-slo", f"{duration_ns_of(default_slo)}ns"),
@@ -149,9 +162,7 @@ class LiveEngine:
         controller = children.start("controller", words, folder / "controller.log")
         port = children.wait_ready(controller, within_s=_READY_S)
         self.address = f"127.0.0.1:{port}"
-        self._children = children
-
-    _children: Children | None = None
+        self._children, self.processes = children, [*started, controller]
 
     def check(self) -> None:
         """Raise ChildFailed if a process of the engine has ended."""
@@ -171,9 +182,22 @@ class LiveEngine:
         near: str = "",
         **kwargs: Any,
     ) -> LiveHandle:
-        """Send a call; see Engine.call."""
+        """Send a call; see Engine.call. It waits while `most_unanswered` calls are on their way."""
         called = known(self.functions, function)
-        future = self._client.start_call(called, *args, slo=slo, near=near, **kwargs)
+        options: dict[str, Any] = {"slo": slo, "near": near, "timeout_s": None, "user_id": 0}
+        call = prepared(called, args, kwargs, **options)
+        if not self._room.acquire(timeout=_ROOM_S):
+            raise call_failed(
+                called.name,
+                code=Code.LIMIT_REACHED,
+                reason=f"none of {self._most_unanswered} calls was answered within {_ROOM_S:.0f} s",
+            )
+        try:
+            future = self._client.start_prepared(call, patient=True)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(lambda _: self._room.release())
         return LiveHandle(called, future)
 
     def close(self) -> None:
