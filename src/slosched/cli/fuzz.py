@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from slosched.units import NS_PER_S, format_share
 
 if TYPE_CHECKING:
     from slosched.sim.fuzz import Outcome
+    from slosched.sim.fuzz_calls import CallsOutcome
 
 _Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from --first upwards.")]
 _First = Annotated[int, typer.Option(min=0, help="The first seed.")]
@@ -27,6 +29,9 @@ _Policy = Annotated[
     typer.Option(
         metavar="TYPE", help="This scheduler for every seed, such as FIFO or INFER5:paper."
     ),
+]
+_Calls = Annotated[
+    bool, typer.Option("--calls", help="Graphs of calls of functions instead of inferences.")
 ]
 _Verbose = Annotated[
     bool, typer.Option("--verbose", help="Print each seed's cluster, faults and events.")
@@ -44,6 +49,7 @@ def fuzz(
     first: _First = 0,
     jobs: _Jobs = 1,
     policy: _Policy = None,
+    calls: _Calls = False,
     verbose: _Verbose = False,
 ) -> None:
     """Inject random faults into simulated clusters, and check every promise of the scheduler.
@@ -54,6 +60,9 @@ def fuzz(
     its window or need memory that is not there, by the books and by what the workers really do. After the
     faults everything must work again as if they had not been. docs/faults.md has the whole list.
 
+    With --calls each seed draws functions that call one another, hosts with 1 to 8 slots, and what befalls
+    these: every call is answered once, no body begins twice, no graph stands still, and nothing is left.
+
     A seed that fails is reported with its story, the fewest faults that still make it fail, and the
     command that repeats it; the exit code is 1.
 
@@ -62,11 +71,15 @@ def fuzz(
       slosched fuzz --seeds 200 --jobs 2
       slosched fuzz --seeds 1 --first 4711 --verbose
       slosched fuzz --seeds 50 --policy FIFO
+      slosched fuzz --seeds 500 --calls
     """
+    if calls and policy is not None:
+        raise InvalidConfig("--calls has a scheduler of its own (INFER5); leave --policy out")
     _check_policy(policy)
     begun_ns = shown_ns = now_ns()
     done = events = failures = 0
-    for outcome in _outcomes(range(first, first + seeds), jobs, policy):
+    run = run_calls_one if calls else partial(run_one, policy=policy)
+    for outcome in _outcomes(range(first, first + seeds), jobs, run):
         done += 1
         events += outcome.events
         if outcome.failure:
@@ -104,20 +117,22 @@ def _check_policy(policy: str | None) -> None:
     policy_class(type_, fidelity or "best")  # raises UnknownName, ExtensionError
 
 
-def _outcomes(seeds: range, jobs: int, policy: str | None) -> Iterator[Outcome]:
+def _outcomes(
+    seeds: range, jobs: int, run: Callable[[int], Outcome | CallsOutcome]
+) -> Iterator[Outcome | CallsOutcome]:
     """The outcome of every seed, as they come; one that failed is shrunk."""
     if jobs == 1 or len(seeds) == 1:
         for seed in seeds:
-            yield run_one(seed, policy)
+            yield run(seed)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), _worker_starts, (os.getpid(),)) as pool:
         waiting = iter(seeds)
-        running: set[Future[Outcome]] = set()
+        running: set[Future[Outcome | CallsOutcome]] = set()
         try:
             while True:
                 # Few are handed out ahead, so that the last ones are not left to one process.
                 for seed in waiting:
-                    running.add(pool.submit(run_one, seed, policy))
+                    running.add(pool.submit(run, seed))
                     if len(running) >= 2 * jobs:
                         break
                 if not running:
@@ -143,19 +158,33 @@ def run_one(seed: int, policy: str | None) -> Outcome:
     return shrink(outcome) if outcome.failure else outcome
 
 
+def run_calls_one(seed: int) -> CallsOutcome:
+    """One seed of --calls; if it fails, as small as it gets. In any process."""
+    from slosched.sim.fuzz_calls import run_calls_seed, shrink_calls
+
+    outcome = run_calls_seed(seed)
+    return shrink_calls(outcome) if outcome.failure else outcome
+
+
 def command(seed: int, policy: str | None) -> str:
     """What runs that seed again, in words for a shell."""
     with_policy = f" --policy {policy}" if policy else ""
     return f"slosched fuzz --seeds 1 --first {seed}{with_policy} --verbose"
 
 
-def _tell_failure(outcome: Outcome, policy: str | None) -> None:
+def _tell_failure(outcome: Outcome | CallsOutcome, policy: str | None) -> None:
     say(f"seed {outcome.seed} FAILED: {outcome.failure}")
     _tell(outcome)
-    say(f"again: {command(outcome.seed, policy)}\n")
+    again = getattr(outcome, "command", "") or command(outcome.seed, policy)
+    say(f"again: {again}\n")
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Outcome | CallsOutcome) -> None:
+    from slosched.sim.fuzz_calls import CallsOutcome
+
+    if isinstance(outcome, CallsOutcome):
+        say(outcome.text())
+        return
     spec = outcome.spec
     config, faults = spec.scheduler, spec.faults
     fidelity = ":paper" if config.fidelity == "paper" else ""

@@ -45,7 +45,7 @@ class CallsOutcome:
         return f"slosched fuzz --calls --seeds 1 --first {self.seed} --verbose"
 
     def text(self) -> str:
-        """The case and its story, for people."""
+        """The case and its story, human-readable."""
         spec = self.spec
         hosts = ", ".join(f"{host.slots} slots (most {host.most_calls})" for host in spec.hosts)
         lines = [f"seed {self.seed}: {len(spec.hosts)} workers with {hosts}"]
