@@ -116,6 +116,8 @@ def test_the_longest_time_between_boundaries_is_measured() -> None:
     lane = _lane("tiny:4:2", boundary=Boundary(kind=BoundaryKind.LAYER))
     prepared = lane.prepare()
     assert prepared.boundaries == 4
+    # The last one is from the last boundary to the end.
+    assert len(prepared.segments_ns) == 5 and prepared.segments_ns[-1] == prepared.boundary_ns
     assert prepared.boundary_ns >= 2_000_000
     assert prepared.exec_ns >= 8_000_000
     assert prepared.load_ns > 0

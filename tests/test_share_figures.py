@@ -14,7 +14,7 @@ from slosched.analysis import style
 from slosched.analysis.legends import percent, short, short_all
 from slosched.analysis.share_bars import Bar, draw_bars
 from slosched.analysis.share_bars import Panel as BarPanel
-from slosched.analysis.share_cdfs import Latencies, draw_cdfs, draw_segments
+from slosched.analysis.share_cdfs import MOST_CURVES, Latencies, draw_cdfs, draw_segments
 from slosched.analysis.share_figures import (
     MOST_BARS,
     MOST_STEPS,
@@ -271,5 +271,8 @@ def test_segments_are_drawn_as_a_distribution(tmp_path: Path) -> None:
     row = next(line.split() for line in drawn.text.splitlines() if line.startswith("low"))
     assert row == ["low", "4", "2", "2.97", "3"]
     assert [file.name for file in drawn.files] == ["segments.png"]
+    many = {f"job {n}": [n + 1.0] for n in range(MOST_CURVES + 1)}
+    drawn = draw_segments(many, tmp_path, "many", title="Segments")
+    assert drawn.numbers == many and len(drawn.text.splitlines()) == MOST_CURVES + 2
     with pytest.raises(InvalidConfig, match="no job of the run has segments"):
         draw_segments({"none": []}, tmp_path, "segments", title="Segments")

@@ -275,6 +275,10 @@ def test_a_higher_job_goes_first_at_a_boundary_and_the_pause_says_by_whom() -> N
     rig = Rig(job("long"), job("short", 1), check_every=1)
     boundary_ns = rig.prepared[0].boundary_ns
     assert rig.prepared[0].boundaries > 5 and boundary_ns < 2 * MS
+    segments_ns = rig.prepared[0].segments_ns
+    assert len(segments_ns) == rig.prepared[0].boundaries + 1
+    assert list(segments_ns) == sorted(segments_ns) and segments_ns[-1] <= boundary_ns
+    assert rig.prepared[1].segments_ns == ()
     rig.start(0, 0)
     rig.run(3 * MS)
     arrived_ns = rig.clock.now_ns

@@ -21,6 +21,10 @@ from slosched.analysis.legends import (
 from slosched.errors import InvalidConfig
 
 
+#: Panels of latencies, or curves of segments, that a figure shows at most.
+MOST_CURVES = 12
+
+
 @dataclass(frozen=True)
 class Latencies:
     """Latencies in ms of one job under several methods, by their names."""
@@ -30,13 +34,14 @@ class Latencies:
 
 
 def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) -> Drawn:
-    """Draw the distribution of latencies: a panel for each job (twelve at most), a curve for each method.
+    """Draw the distribution of latencies: a panel for each of MOST_CURVES jobs, a curve for each method.
 
     Raises InvalidConfig without a request, MissingPackage.
     """
     from slosched.analysis import style
 
-    used = [job for job in jobs if any(len(values) for values in job.by_method.values())][:12]
+    used = [job for job in jobs if any(len(values) for values in job.by_method.values())]
+    used = used[:MOST_CURVES]
     if not used:
         raise InvalidConfig("nothing to draw: the runs have no requests")
     names = list(dict.fromkeys(name for job in used for name in job.by_method))
@@ -80,7 +85,8 @@ def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) ->
 def draw_segments(
     segments_ms: Mapping[str, Sequence[float]], out: Path, stem: str, *, title: str
 ) -> Drawn:
-    """Draw the distribution of the times between two boundaries, by job: what a job that interrupts waits for.
+    """Draw the distribution of the times between two boundaries: what a job that interrupts waits for. A curve for
+    each of MOST_CURVES jobs.
 
     Raises InvalidConfig if no job has a boundary, MissingPackage.
     """
@@ -89,7 +95,9 @@ def draw_segments(
     used = {name: sorted(values) for name, values in segments_ms.items() if len(values)}
     if not used:
         raise InvalidConfig("nothing to draw: no job of the run has segments")
-    labels = dict(zip(used, short_all(list(used), 40), strict=True))
+    shown = list(used)[:MOST_CURVES]
+    labels = dict(zip(shown, short_all(shown, 40), strict=True))
+    title += f" ({len(shown)} of {len(used)} jobs)" if len(shown) < len(used) else ""
     with style.look():
         size = size_with_legend(6.4, 3.2, list(labels.values()))
         figure = style.Figure(figsize=size, layout="constrained")
