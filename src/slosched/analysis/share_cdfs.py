@@ -20,7 +20,6 @@ from slosched.analysis.legends import (
 )
 from slosched.errors import InvalidConfig
 
-
 #: Panels of latencies, or curves of segments, that a figure shows at most.
 MOST_CURVES = 12
 
@@ -85,9 +84,9 @@ def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) ->
 def draw_segments(
     segments_ms: Mapping[str, Sequence[float]], out: Path, stem: str, *, title: str
 ) -> Drawn:
-    """Draw the distribution of the times between two boundaries: what a job that interrupts waits for. A curve for
-    each of MOST_CURVES jobs.
+    """Draw the distribution of the times between two boundaries: what a job that interrupts waits for.
 
+    There is a curve for each of MOST_CURVES jobs.
     Raises InvalidConfig if no job has a boundary, MissingPackage.
     """
     from slosched.analysis import style
