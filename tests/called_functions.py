@@ -68,6 +68,11 @@ def sleeps(ctx: Any, seconds: float) -> float:
     return seconds
 
 
+@slosched.function
+def naps(ctx: Any, seconds: float) -> None:
+    time.sleep(seconds)
+
+
 @slosched.function(limit="500ms")
 def spins(ctx: Any) -> None:
     while True:

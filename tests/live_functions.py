@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import slosched
-from called_functions import catches, echo, leaves, raises, sleeps, takes_back, tree
+from called_functions import catches, echo, leaves, naps, raises, sleeps, takes_back, tree
 
-__all__ = ["catches", "echo", "leaves", "passes_on", "raises", "sleeps", "takes_back", "tree"]
+__all__ = [
+    "catches",
+    "echo",
+    "leaves",
+    "naps",
+    "passes_on",
+    "raises",
+    "sleeps",
+    "takes_back",
+    "tree",
+]
 
 
 @slosched.function

@@ -212,7 +212,7 @@ def test_a_worker_that_is_told_to_end_leaves_nothing(
 ) -> None:
     with cluster(tmp_path, monkeypatch, 2) as it, Client(it.address) as client:
         assert client.call("tree", 1, 4, slo="60s", timeout_s=60) == 4
-        future = client.start_call("sleeps", 30, slo="60s", timeout_s=60)
+        future = client.start_call("naps", 30, slo="60s", timeout_s=60)
         worker = it.workers[0].process
         time.sleep(0.1)  # it may run by now: it is ended either way
         below = children_of(worker.pid)
@@ -221,3 +221,4 @@ def test_a_worker_that_is_told_to_end_leaves_nothing(
         assert not [pid for pid in below if alive(pid)]
         [outcome] = settled([future])
         assert isinstance(outcome, CallFailed)
+        assert "shutting down" in outcome.reason

@@ -67,6 +67,8 @@ from slosched.version import __version__
 _SLEEP_AT_MOST_NS = 100 * NS_PER_MS
 #: Running work may take this long after the worker was asked to stop.
 _DRAIN_NS = 2 * NS_PER_S
+#: The last part of that time, in which calls of functions that still run are ended and answered.
+_END_CALLS_NS = 500 * NS_PER_MS
 #: A draining worker refuses actions (code 3) for at least this long: some are still in flight.
 _REFUSE_NS = 100 * NS_PER_MS
 _LINGER_MS = 500
@@ -288,7 +290,12 @@ class WorkerServer:
         self._outbox.flush()
         now = self._clock()
         refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
+        calls_end = False
         while now < refuse_ns or (not self._brain.idle and now < give_up_ns):
+            if not calls_end and now >= give_up_ns - _END_CALLS_NS:
+                self._brain.end_calls(now_ns=now)
+                self._stepper.step(now)
+                calls_end = True
             self._stopping = False  # `_wait` may sleep: what runs takes its time
             self._round()
             self._wait(waiter)

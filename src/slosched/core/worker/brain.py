@@ -212,6 +212,10 @@ class WorkerBrain:
             self._ledger.effects.append(ToController(self._link.peer, goodbye))
         self._pipeline.cancel_queued(_SHUTTING_DOWN, now_ns)
 
+    def end_calls(self, *, now_ns: int) -> None:
+        """End the calls that still run while it shuts down, with code 100."""
+        self._calls.end_begun(_SHUTTING_DOWN, now_ns, running=True)
+
     def devices_lost(self, reason: str, *, now_ns: int) -> int:
         """The devices are gone: fail everything unanswered (code 100), also what runs; returns the number.
 

@@ -136,7 +136,11 @@ class ChildRunner:
             if len(self._unsent) >= self.unsent_at_most:
                 self.kill("it takes no more messages")
                 return
-            self._unsent.append((packet, [os.dup(fd) for fd in fds]))
+            try:
+                self._unsent.append((packet, [os.dup(fd) for fd in fds]))
+            except OSError as error:
+                self.kill(f"no descriptor for a message to it: {error}")
+                return
             self._watch.await_room(self._end.fileno(), wanted=True)
 
     def _try(self, packet: bytes, fds: Sequence[int]) -> bool:
@@ -216,14 +220,17 @@ class Brood:
         watch.add(end.fileno(), self._step)
 
     def spawn(self, label: str, kind: type[ChildRunner] = ChildRunner) -> ChildRunner:
-        """A new child. It may end at any time, which `ended` says; `label` is human-readable."""
+        """A new child. It may end at any time, which `ended` says; `label` is human-readable.
+
+        Raises OSError without a descriptor for it.
+        """
         near, far = packets.pair()
         self._next += 1
+        with far:
+            self._order(packets.encode(packets.Spawn(self._next)), (far.fileno(),))
         child = kind(self, self._next, near)
         self._children[child.number] = child
         self._labels[child.number] = label
-        self._order(packets.encode(packets.Spawn(child.number)), (far.fileno(),))
-        far.close()
         if self.closed:
             self._children.clear()
             child.end("the process that starts it ended")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from slosched.daemon.backends.functions import wire
 from slosched.daemon.backends.functions.devices import GpuWithFunctions, HostDevice
 from slosched.daemon.backends.functions.loaded import LoadedFunction, Root
 from slosched.daemon.backends.functions.runner import Runner
-from slosched.errors import InvalidConfig, SloschedError
+from slosched.errors import InvalidConfig, OutOfResources, SloschedError
 from slosched.functions.state.state import State
 from slosched.messages import GpuInfo, GpuStats, Span
 from slosched.units import NS_PER_S
@@ -28,6 +29,8 @@ from slosched.units import NS_PER_S
 #: Importing the modules of all functions.
 _FIND_WITHIN_NS = 300 * NS_PER_S
 _NOTES_AT_MOST = 200
+#: Files that the worker has open beside those of unfinished calls: sockets, and processes that wait for calls.
+_FILES = 768
 
 
 class FunctionsBackend:
@@ -39,6 +42,8 @@ class FunctionsBackend:
 
     def __init__(self, inner: Backend, config: WorkerConfig, *, clock: Clock = now_ns) -> None:
         self._inner, self._config, self._clock = inner, config, clock
+        self._slots = config.slots or len(os.sched_getaffinity(0))
+        _allow_files(config.most_calls + _FILES)
         self._notes: list[str] = []
         self._folder = str(Path.cwd())
         self._watch = Watch()
@@ -56,7 +61,6 @@ class FunctionsBackend:
         self.calls = self._runner
         self.functions: tuple[str, ...] = tuple(sorted(self._listed))
         self.loadable = tuple(sorted({*inner.loadable, *self.functions}))
-        self._slots = config.slots or len(os.sched_getaffinity(0))
         self._known: dict[str, ModelPrepared] = {}
         self._host = max(inner.devices, default=-1) + 1
         self.gpus = (*inner.gpus, self._host_info())
@@ -287,6 +291,19 @@ class FunctionsBackend:
             except SloschedError as error:
                 self._note(f"the state of functions was not dropped: {error}")
         self._inner.close()
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have `count` files open. Raises OutOfResources if the system's limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= count or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise OutOfResources(
+            f"calls need {count} open files, and this system allows {hard}: lower most_calls, or raise "
+            "`ulimit -n`"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _visible_gpu(device: str) -> str:

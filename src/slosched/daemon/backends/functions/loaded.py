@@ -135,16 +135,19 @@ class LoadedFunction:
         self._killed: dict[CallChild, int] = {}
         self._loader: ChildRunner | None = None
         self._brood: Brood | None = None
-        if order.forks:
-            self._start_template()
+        try:
+            if order.forks:
+                self._start_template()
+        except OSError as error:
+            self._fail(f"its process cannot be started: {error}")
         self.fill()
 
     def _start_template(self) -> None:
         near, far = packets.pair()
-        self._loader = self._root.spawn(self.name)
-        self._brood = Brood(self._root.watch, near, self._announce, self._template_lost)
-        self._loader.send(packets.encode(self._order), (far.fileno(),))
-        far.close()
+        with far:
+            self._brood = Brood(self._root.watch, near, self._announce, self._template_lost)
+            self._loader = self._root.spawn(self.name)
+            self._loader.send(packets.encode(self._order), (far.fileno(),))
 
     def _template_lost(self, words: str) -> None:
         self._fail("the process that its calls are forked from ended")
@@ -180,26 +183,44 @@ class LoadedFunction:
         if self.failed or self._clock() < self._again_ns:
             return
         if self._order.forks:
-            assert self._brood is not None
-            for _ in range(self._spares - len(self._idle) - self._starting):
-                self._own(self._brood.spawn(self.name, CallChild), loading=False)
-        elif not self._idle and not self._starting and not any(c.call >= 0 for c in self.children):
-            child = self._root.spawn(self.name, CallChild)
-            child.send(packets.encode(self._order))
-            self._own(child, loading=True)
+            wanted = self._spares - len(self._idle) - self._starting
+        else:
+            wanted = int(self._lacks_any and not any(child.call >= 0 for child in self.children))
+        for _ in range(wanted):
+            if not self._start():
+                return
 
     def need_another(self) -> None:
-        """A call waits for a process, and those that there are may be suspended for long."""
-        if not self._order.forks and not self.failed and not self._idle and not self._starting:
-            child = self._root.spawn(self.name, CallChild)
-            child.send(packets.encode(self._order))
-            self._own(child, loading=True)
+        """A call waits. On a GPU, where the processes that there are may be suspended for long, start one."""
+        if not self._order.forks and not self.failed and self._lacks_any:
+            self._start()
 
-    def _own(self, child: ChildRunner, *, loading: bool) -> None:
+    @property
+    def _lacks_any(self) -> bool:
+        return not self._idle and not self._starting
+
+    def _start(self) -> bool:
+        """Start a process for calls. False: there is no descriptor or memory for it now."""
+        try:
+            if self._order.forks:
+                assert self._brood is not None
+                child = self._brood.spawn(self.name, CallChild)
+            else:
+                child = self._root.spawn(self.name, CallChild)
+                child.send(packets.encode(self._order))
+        except OSError as error:
+            self._announce(f"{self.name}: no process for its calls can be started now: {error}")
+            self._wait_longer()
+            return False
         assert isinstance(child, CallChild)
-        child.owner, child.loading = self, loading
+        child.owner, child.loading = self, not self._order.forks
         self.children[child] = None
         self._starting += 1
+        return True
+
+    def _wait_longer(self) -> None:
+        self._again_ns = self._clock() + self._pause_ns
+        self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
 
     # ---------------------------------------------------------------------------- messages
 
@@ -238,8 +259,7 @@ class LoadedFunction:
             self._starting -= 1
             if not self.failed and not self.ready and not self._order.forks:
                 self._fail(f"its process ended while it was loaded: {child.ended}")
-            self._again_ns = self._clock() + self._pause_ns
-            self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
+            self._wait_longer()
         self.fill()
 
     def step(self, now_ns: int) -> None:

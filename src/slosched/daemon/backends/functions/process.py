@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class CallProcess:
         """Stand still until the call may go on. False: the worker is gone."""
         if self._take_in(body):
             return True
-        sys.stdout.flush()
+        _flush()
         self._tell(wire.Awaits(step.children, now_ns()))
         while True:
             got = self._receive()
@@ -199,7 +200,7 @@ class CallProcess:
 
     def _clean(self) -> bool:
         """Whether the call left no process and no thread behind, so that the next one can have this process."""
-        sys.stdout.flush()
+        _flush()
         if self._once or threading.active_count() > self._threads:
             return False
         try:
@@ -258,6 +259,12 @@ class _Host:
     def __init__(self, process: CallProcess) -> None:
         self.chained = process.chained
         self.taken_back = process.taken_back
+
+
+def _flush() -> None:
+    """Pass on what the function printed, before its answer. The function may have replaced the stream."""
+    with suppress(Exception):
+        sys.stdout.flush()
 
 
 def _opened_once(open_state: Callable[[], State]) -> Callable[[], State]:
