@@ -197,6 +197,10 @@ def spec_of(jobs: Sequence[Job], mode: Mode, seconds: float) -> ShareSpec:
 Window = tuple[str, tuple[int, ...], str]  # the cell, the places, and the key of a run alone or ""
 
 
+#: Windows of a model alone, of which the first is what the others are held against.
+_SOLO_TIMES = 4
+
+
 def run_windows(
     results: Results,
     jobs: Sequence[Job],
@@ -252,32 +256,29 @@ def part_mix(
 
 
 def part_solo(results: Results, options: argparse.Namespace, work: Path) -> None:
-    """A model alone, in a process of its own, measured once more: its STP is 1."""
-    key, seconds = "check/solo", options.window
-    done = dict(results.document["cells"].get(key, {}).get("stp", {}))
-    for run in MODES:
-        _repeat_solo(results, run, key, done, seconds, work)
+    """A model alone, in a process of its own, measured several times: the STP of each later time is 1."""
+    key = "check/solo"
+    done = dict(results.document["cells"].get(key, {}))
+    for run in reversed(MODES):
+        for job in mix_jobs(Run(run), "tm", ("bert", "whisper")):
+            name = f"{run} {job.name}"
+            if name in done:
+                continue
+            if results.left() < _SOLO_TIMES * options.window + 40:
+                results.note("left_out", key, "no time was left for all of it")
+                return
+            done[name] = _solo_windows(results, job, options.window, work)
+            results.say(f"{key}: {name} {done[name]}")
+            results.put(key, done)
 
 
-def _repeat_solo(
-    results: Results, run: str, key: str, done: dict[str, Any], seconds: float, work: Path
-) -> None:
-    jobs = mix_jobs(Run(run), "tm", ("bert", "whisper"))
-    for place, job in enumerate(jobs):
-        name = f"{run} {job.name}"
-        solo = results.solos.get(f"{run}/{job.name}")
-        if name in done or solo is None:
-            continue
-        if results.left() < seconds + 40:
-            results.note("left_out", key, "no time was left for all of it")
-            return
-        spec = spec_of(jobs, Mode.EXCLUSIVE, seconds)
-        with Session(
-            spec, Mode.EXCLUSIVE, work, jobs={place: job}, say=results.say, stopped=lambda: False
-        ) as session:
-            result = session.window()
-        done[name] = metrics_of(spec, result, {place: solo}).stp
-        results.put(key, {"stp": done})
+def _solo_windows(results: Results, job: Job, seconds: float, work: Path) -> list[float]:
+    """The STP of each window but the first, which is the run alone that they are held against."""
+    spec = spec_of((job,), Mode.EXCLUSIVE, seconds)
+    with Session(spec, Mode.EXCLUSIVE, work, say=results.say, stopped=lambda: False) as session:
+        first, *others = [session.window() for _ in range(_SOLO_TIMES)]
+    found = [metrics_of(spec, each, {0: first}).stp for each in others]
+    return [stp for stp in found if stp is not None]
 
 
 def _alone_first(
@@ -370,23 +371,23 @@ def part_kill(results: Results, options: argparse.Namespace, work: Path) -> None
 
 
 def part_overhead(results: Results, options: argparse.Namespace, work: Path) -> None:
-    """A request in a member beside the same model in a plain loop, one right after the other."""
-    if results.has("check/overhead"):
-        return
-    (job,) = mix_jobs(Run.EAGER, "tm", ("bert",))
-    spec = spec_of((job,), Mode.EXCLUSIVE, 5)
-    with Session(spec, Mode.EXCLUSIVE, work, say=results.say, stopped=lambda: False) as session:
-        found = metrics_of(spec, session.window()).jobs[0].latency
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("plain_loop.py")), job.model, "5"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    plain_ms = float(done.stdout.split()[-1])
-    assert found is not None
-    results.put("check/overhead", {job.name: {"member_ms": found.p50_ms, "plain_ms": plain_ms}})
+    """A request in a member's loop beside the same model in a plain loop, in one process and by turns."""
+    key = "check/overhead"
+    done = dict(results.document["cells"].get(key, {}))
+    for name, seconds, turns in (("bert", 2, 5), ("whisper", 2, 3), ("resnet50", 1, 5)):
+        if name in done:
+            continue
+        script = str(Path(__file__).with_name("plain_loop.py"))
+        ended = subprocess.run(
+            [sys.executable, script, name, str(seconds), str(turns)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        done[name] = json.loads(ended.stdout.splitlines()[-1])
+        results.say(f"{key}: {name} {done[name]}")
+        results.put(key, done)
 
 
 def _when_gone(member: Any, noticed: list[float]) -> None:

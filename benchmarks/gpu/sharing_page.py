@@ -301,11 +301,10 @@ def _pair(cells: Cells) -> list[str]:
 
 def _checks(cells: Cells) -> list[str]:
     lines: list[str] = []
-    solo = cells.get("check/solo")
-    if solo:
-        texts = [f"{name} {value:.3f}" for name, value in solo["stp"].items()]
+    for name, found in cells.get("check/solo", {}).items():
+        texts = ", ".join(f"{stp:.3f}" for stp in found)
         lines.append(
-            f"- STP of a model alone, measured twice (1 +- 0.02 wanted): {', '.join(texts)}."
+            f"- STP of {name} alone, in windows after a first one (1 +- 0.02 wanted): {texts}."
         )
     energy = cells.get("check/energy")
     if energy:
@@ -324,8 +323,8 @@ def _checks(cells: Cells) -> list[str]:
         )
     for name, each in cells.get("check/overhead", {}).items():
         lines.append(
-            f"- {name}, eager: p50 {each['member_ms']:.3f} ms in a member and {each['plain_ms']:.3f} ms in a "
-            "plain loop (within 1 % or 0.15 ms wanted)."
+            f"- {name}, eager: p50 {each['member_ms']:.3f} ms in a member's loop and {each['plain_ms']:.3f} ms "
+            "in a plain one, by turns in one process (within 1 % or 0.15 ms wanted)."
         )
     jobs = [job for cell in cells.values() for job in cell.get("jobs", ())]
     ended, wrong = sum(job["ended"] for job in jobs), sum(job["wrong"] for job in jobs)

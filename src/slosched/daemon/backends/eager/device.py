@@ -29,8 +29,8 @@ class Timeline(Protocol):
     def synchronize(self) -> None:
         """Wait until all work of this timeline is done."""
 
-    def mark(self) -> Any:
-        """A mark behind all work up to now, with the device's time."""
+    def mark(self, passed: Any = None) -> Any:
+        """A mark behind all work up to now, with the device's time: a new one, or one that is `passed`."""
 
     def fence(self, passed: Any = None) -> Any:
         """A mark without a time, which costs less: a new one, or one that is `passed` and used again."""
@@ -60,7 +60,7 @@ class HostTimeline:
     def synchronize(self) -> None:
         pass
 
-    def mark(self) -> int:
+    def mark(self, passed: int | None = None) -> int:
         return now_ns()
 
     def fence(self, passed: int | None = None) -> int:
@@ -94,8 +94,8 @@ class CudaTimeline:
     def synchronize(self) -> None:
         self.stream.synchronize()
 
-    def mark(self) -> Any:
-        event = _cuda.Event(enable_timing=True)
+    def mark(self, passed: Any = None) -> Any:
+        event = _cuda.Event(enable_timing=True) if passed is None else passed
         event.record(self.stream)
         return event
 

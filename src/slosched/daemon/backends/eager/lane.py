@@ -57,6 +57,7 @@ class EagerLane:
         self._ended: list[Ended] = []
         self._first: tuple[torch.Tensor, ...] = ()
         self._last: tuple[torch.Tensor, ...] = ()
+        self._marks: tuple[Any, Any] = (None, None)  # of the last request, which have passed
         self.warmups: tuple[Ended, ...] = ()  # in order; the first one compiles and allocates
 
     # ------------------------------------------------------------------------------ preparation
@@ -150,19 +151,25 @@ class EagerLane:
         self._ended.append(ended)
 
     def _run(self, start: Start, *, began_ns: int) -> Ended:
+        assert self._model is not None, "prepare() comes first"
+        timeline, (first, last) = self._timeline, self._marks
         self._boundaries.begin()
-        first = self._timeline.mark()
-        self._compute()
-        last = self._timeline.mark()
-        self._timeline.synchronize()
+        first = timeline.mark(first)
+        answer = self._model.run(self._boundaries.between)
+        last = timeline.mark(last)
+        self._last = tuple(each.cpu() for each in answer)
+        timeline.wait(
+            last
+        )  # it has passed, unless the answer was on the host before the work ended
         ended_ns = clock.now_ns()
+        self._marks = first, last
         paused_ns = self._boundaries.paused_ns
         return Ended(
             job=start.job,
             number=start.number,
             started_ns=began_ns,
             ended_ns=ended_ns,
-            device_ns=max(0, self._timeline.between_ns(first, last) - paused_ns),
+            device_ns=max(0, timeline.between_ns(first, last) - paused_ns),
             paused_ns=paused_ns,
             pauses=tuple(self._boundaries.pauses),
         )
