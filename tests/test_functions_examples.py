@@ -58,7 +58,7 @@ def test_the_table_of_options_has_each_option_with_its_default() -> None:
     taken = inspect.signature(_made).parameters.values()
     assert set(documented) == {each.name for each in taken if each.kind is each.KEYWORD_ONLY}
     for each in taken:
-        if isinstance(each.default, bool) or isinstance(each.default, str):
+        if isinstance(each.default, bool | str):
             shown = f'`"{each.default}"`' if isinstance(each.default, str) else f"`{each.default}`"
             assert documented[each.name] == shown
     assert documented["max_payload"] == f"{MAX_PAYLOAD_BYTES / 1e6:.0f} MB"
@@ -74,7 +74,7 @@ def test_the_program_that_counts_primes(where: str) -> None:
 
 @pytest.mark.processes
 def test_the_page_can_be_followed(folder: Path) -> None:
-    """Its commands, as they stand, but for the ports; and its client."""
+    """Its commands, unchanged but for the ports, and its client."""
     from slosched.engines.live import LiveEngine
     from slosched.functions.registry import find
 
