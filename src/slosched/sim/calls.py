@@ -7,7 +7,7 @@ are not trusted: what must hold is looked at where bodies begin, and where answe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from slosched.config import GpuProfile, SchedulerConfig
@@ -47,6 +47,7 @@ from slosched.sim.spec import sub_seed
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 CALLER = b"caller"
+_NO_GPU = GpuProfile("none", {}, weights_cache_bytes=1, page_bytes=1)
 #: The workers' processes are numbered from here, and those that follow a crash far from the first ones.
 _FIRST_INCARNATION, _INCARNATIONS_APART = 100, 1_000_000
 #: Functions are ready within this time, or the run fails.
@@ -62,7 +63,8 @@ class CallsFailed(SloschedError):
 class CallArrival:
     """A client's call: `at_ns` after the start. It follows script `number` of its function.
 
-    It is taken back `cancel_after_ns` after it was sent (-1: it is not).
+    The name may be that of a model too: then it is an inference without an input. It is taken back
+    `cancel_after_ns` after it was sent (-1: it is not).
     """
 
     at_ns: int
@@ -79,7 +81,8 @@ class CallArrival:
 class CallSpec:
     """Everything that a run of calls depends on. `hosts` has the host of each worker.
 
-    Every call must be answered `settle_ns` after the last arrival and the last fault.
+    Each worker has `gpus` GPUs of `profile` besides, whose models are served beside the functions. Every call
+    must be answered `settle_ns` after the last arrival and the last fault.
     """
 
     hosts: tuple[HostPlan, ...]
@@ -90,13 +93,15 @@ class CallSpec:
     faults: FaultPlan | None = None
     check: bool = True
     settle_ns: int = 10 * NS_PER_S
+    gpus: int = 0
+    profile: GpuProfile = _NO_GPU
 
     def __post_init__(self) -> None:
         if not self.hosts:
             raise InvalidConfig("calls need a worker")
         if self.faults is not None:
-            self.faults.check([1] * len(self.hosts))
-        offered = {name for host in self.hosts for name in host.names}
+            self.faults.check([self.gpus + 1] * len(self.hosts))
+        offered = dict.fromkeys(self.names)
         for arrival in self.arrivals:
             if arrival.function not in offered:
                 known = ", ".join(sorted(offered))
@@ -105,6 +110,12 @@ class CallSpec:
                 )
             if arrival.at_ns < 0:
                 raise InvalidConfig("a call arrives at 0 or later")
+
+    @property
+    def names(self) -> list[str]:
+        """The functions and the models."""
+        functions = [name for host in self.hosts for name in host.names]
+        return list(dict.fromkeys([*functions, *(self.profile.models if self.gpus else ())]))
 
 
 @dataclass(slots=True)
@@ -140,9 +151,9 @@ class CallOutcome:
 class _Caller:
     """The client: it says hello, loads the functions, sends and counts."""
 
-    def __init__(self, cluster: SimCluster, outcome: CallOutcome) -> None:
+    def __init__(self, cluster: SimCluster, models: Collection[str]) -> None:
         self._kernel = cluster.kernel
-        self._outcome = outcome
+        self._models = models
         self._wire = cluster.add_client(CALLER, self._receive)
         self._asked = 0
         self._loading: dict[int, str] = {}
@@ -179,7 +190,7 @@ class _Caller:
             near=arrival.near,
         )
         event = FromClient(CALLER, request)
-        if arrival.in_bytes:
+        if arrival.in_bytes and arrival.function not in self._models:
             payload = Payload(answered.mark, arrival.in_bytes)
             self._wire.send(Framed(event, (payload,)), SMALL_MESSAGE_BYTES + arrival.in_bytes)
         else:
@@ -266,14 +277,14 @@ class CallSimulation:
         )
         self.cluster.controller.on_call = self.outcome.calls.append
         self.cluster.controller.on_call_part = self.outcome.parts.append
-        self._caller = _Caller(self.cluster, self.outcome)
+        self._caller = _Caller(self.cluster, spec.profile.models)
         self._start_ns = self.kernel.now_ns
 
     def _node(self, worker_id: int, crashes: int) -> WorkerNode:
         incarnation = _FIRST_INCARNATION + worker_id + crashes * _INCARNATIONS_APART
         return WorkerNode(
-            _NO_GPU,
-            0,
+            self.spec.profile,
+            self.spec.gpus,
             incarnation=incarnation,
             clock=None if self.spec.faults is None else WorkerClock(),
             host=self.spec.hosts[worker_id],
@@ -319,7 +330,7 @@ class CallSimulation:
     def _load(self) -> None:
         caller, kernel = self._caller, self.kernel
         caller.start()
-        names = list(dict.fromkeys(name for host in self.spec.hosts for name in host.names))
+        names = self.spec.names
         kernel.run_until(kernel.now_ns + 100 * NS_PER_MS)
         for name in names:
             caller.load(name)
@@ -356,6 +367,7 @@ class CallSimulation:
             if node is None or node.host is None:
                 continue
             device = node.host.device
+            left[f"running calls at worker {worker_id}"] = node.host.running
             left[f"unfinished calls at worker {worker_id}"] = device.unfinished
             left[f"frames at worker {worker_id}"] = device.frames_kept
             left[f"actions at worker {worker_id}"] = node.brain.pending
@@ -363,9 +375,6 @@ class CallSimulation:
         if kept:
             raise InvariantViolated(f"after the end: {', '.join(kept)}")
         controller.recount()
-
-
-_NO_GPU = GpuProfile("none", {}, weights_cache_bytes=1, page_bytes=1)
 
 
 def simulate_calls(spec: CallSpec, *, log: Callable[[str], None] = lambda _: None) -> CallOutcome:

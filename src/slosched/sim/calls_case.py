@@ -6,11 +6,13 @@ caller gives: that of a seed (fuzz_calls.py), or hypothesis', which makes a fail
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from random import Random
 
 from slosched.codes import Code
+from slosched.config import GpuProfile, ModelProfile
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
@@ -63,6 +65,11 @@ class Graph:
         """How many calls the script makes, itself and all below it."""
         return self._of(name, number)[0]
 
+    def all_calls(self, arrivals: Iterable[CallArrival]) -> int:
+        """How many calls `arrivals` make; inferences are none."""
+        known = [each for each in arrivals if each.function in self.functions]
+        return sum(self.calls(each.function, each.number) for each in known)
+
     def run_ns(self, name: str, number: int) -> int:
         """How long they run in all."""
         return self._of(name, number)[1]
@@ -103,6 +110,25 @@ class Graph:
         return calls, run_ns, Code.OK, depth
 
 
+#: Small GPUs, whose models hold each other's place.
+_PROFILE = GpuProfile(
+    "small",
+    {
+        name: ModelProfile(
+            name=name,
+            exec_ns={1: ns, 2: 2 * ns},
+            weights_ns=4 * NS_PER_MS,
+            weights_bytes=3,
+            input_shape=(1,),
+            output_shape=(1,),
+        )
+        for name, ns in (("net", 2 * NS_PER_MS), ("other", 5 * NS_PER_MS))
+    },
+    weights_cache_bytes=5,
+    page_bytes=1,
+)
+
+
 class DrawnCalls:
     """The parts of one case, drawn by `draw`.
 
@@ -113,6 +139,7 @@ class DrawnCalls:
 
     def __init__(self, draw: Random, *, calm: bool) -> None:
         self._draw, self._calm = draw, calm
+        self._gpus = draw.choice((0, 0, 1, 2))
 
     @cached_property
     def functions(self) -> tuple[EmulatedFunction, ...]:
@@ -124,6 +151,7 @@ class DrawnCalls:
         scripts = tuple(self._script(behind) for _ in range(draw.randint(1, 2)))
         longest_ns = max(script.run_ns for script in scripts)
         info = FunctionInfo(
+            gpu=self._gpus > 0 and draw.random() < 0.4,
             slo_ns=LONG_NS if self._calm else draw.choice((20 * NS_PER_MS, NS_PER_S, 5 * NS_PER_S)),
             limit_ns=0 if self._calm or draw.random() < 0.7 else max(1, longest_ns // 2),
             idempotent=not self._calm and draw.random() < 0.2,
@@ -132,6 +160,7 @@ class DrawnCalls:
             name=name,
             scripts=scripts,
             info=info,
+            memory_bytes=draw.choice((0, 1)),
             cold_ns=draw.choice((NS_PER_MS, 30 * NS_PER_MS)),
             expected_ns=max(1, round(longest_ns * draw.choice((0.5, 1.0, 3.0)))),
         )
@@ -191,6 +220,11 @@ class DrawnCalls:
         left = MOST_CALLS_OF_A_CASE
         at_ns = 0
         for _ in range(draw.choice((1, 2, 5, 20))):
+            if self._gpus and draw.random() < 0.3:
+                slo_ns = LONG_NS if self._calm else 50 * NS_PER_MS
+                name = draw.choice(tuple(_PROFILE.models))
+                arrivals.append(CallArrival(at_ns=at_ns, function=name, slo_ns=slo_ns))
+                continue
             function = draw.choice(self.functions)
             number = draw.randrange(len(function.scripts))
             left -= graph.calls(function.name, number)
@@ -215,11 +249,12 @@ class DrawnCalls:
         """The case; `seed` is that of its faults and of the network."""
         graph, draw = Graph(self.functions), self._draw
         arrivals = self._arrivals(graph)
-        calls = sum(graph.calls(each.function, each.number) for each in arrivals)
+        calls = graph.all_calls(arrivals)
         hosts = self._hosts(calls)
         faults = None
         if not self._calm and draw.random() < 0.8:
-            faults = FaultPlan.random(seed, [1] * len(hosts), until_ns=_FAULTS_NS, kinds=_KINDS)
+            devices = [self._gpus + 1] * len(hosts)
+            faults = FaultPlan.random(seed, devices, until_ns=_FAULTS_NS, kinds=_KINDS)
             faults = FaultPlan(tuple(f for f in faults.faults if "client" not in f.target), seed)
         return CallSpec(
             hosts=hosts,
@@ -227,6 +262,8 @@ class DrawnCalls:
             network=Network(jitter_ns=draw.choice((0, 0, 100 * NS_PER_US))),
             seed=seed,
             faults=faults,
+            gpus=self._gpus,
+            profile=_PROFILE,
             # Without faults all is over by then, and with them an answer that was lost is missed for this long.
             settle_ns=LONG_NS if self._calm else 100 * NS_PER_S,
         )

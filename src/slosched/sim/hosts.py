@@ -55,17 +55,43 @@ class HostPlan:
 
 
 class SimHost:
-    """The host of one worker process: its device, and the frames of its calls. `tag` is the process's."""
+    """The host of one worker process: its device, and the frames of its calls. `tag` is the process's.
+
+    Functions for GPUs run on each of the `gpus`, whose devices are the numbers below that of the host.
+    """
 
     def __init__(
-        self, plan: HostPlan, gpu_id: int, *, tag: int, on_begin: OnBegin | None = None
+        self, plan: HostPlan, gpus: int, *, tag: int, on_begin: OnBegin | None = None
     ) -> None:
         self.plan = plan
-        self.device = EmulatedHost(plan.functions, plan.slots, gpu_id, tag=tag, on_begin=on_begin)
+        self._on_begin = on_begin
+        on_host = [each for each in plan.functions if not each.info.gpu]
+        on_gpus = [each for each in plan.functions if each.info.gpu]
+        self.device = EmulatedHost(on_host, plan.slots, gpus, tag=tag, on_begin=self._begins)
+        #: What runs calls on each GPU, by its number.
+        self.on_gpus = {
+            gpu_id: EmulatedHost(
+                on_gpus, 1, gpu_id, tag=tag, on_begin=self._begins, beside=self.device
+            )
+            for gpu_id in range(gpus)
+            if on_gpus
+        }
+
+    def _begins(self, function: str, mark: bytes) -> None:
+        """A body begins. Raises AssertionError if that is one too many."""
+        if self.device.unfinished > self.plan.most_calls:
+            raise AssertionError(f"{self.device.unfinished} calls are unfinished")
+        if self._on_begin is not None:
+            self._on_begin(function, mark)
+
+    @property
+    def running(self) -> int:
+        """Calls in slots of the host and on GPUs."""
+        return sum(each.running for each in (self.device, *self.on_gpus.values()))
 
     def prepare(self, effect: PrepareModel, *, now_ns: int) -> ModelPrepared | None:
         """The answer, if the effect is about one of its functions."""
-        function = self.device.functions.get(effect.name)
+        function = next((each for each in self.plan.functions if each.name == effect.name), None)
         return None if function is None else prepare_function(function, effect, now_ns=now_ns)
 
     def arrived(self, key: int, message: object, frames: Sequence[Payload]) -> None:

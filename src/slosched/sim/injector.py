@@ -186,11 +186,12 @@ class Injector:
         node = self._cluster.workers[worker_id].node
         if node is None:
             return
-        gpu, faults = node.device(gpu_id), self._gpu_faults.get((worker_id, gpu_id), [])
-        gpu.slowdown = max((f.factor for f in faults if f.kind == "slow"), default=1.0)
-        gpu.failing = max((f.probability for f in faults if f.kind == "raise"), default=0.0)
-        gpu.ending = max((f.probability for f in faults if f.kind == "end"), default=0.0)
-        gpu.spoiling = max((f.probability for f in faults if f.kind == "spoil"), default=0.0)
+        faults = self._gpu_faults.get((worker_id, gpu_id), [])
+        for gpu in node.disturbed(gpu_id):
+            gpu.slowdown = max((f.factor for f in faults if f.kind == "slow"), default=1.0)
+            gpu.failing = max((f.probability for f in faults if f.kind == "raise"), default=0.0)
+            gpu.ending = max((f.probability for f in faults if f.kind == "end"), default=0.0)
+            gpu.spoiling = max((f.probability for f in faults if f.kind == "spoil"), default=0.0)
 
     def _jump(self, fault: Fault) -> None:
         self._cluster.workers[fault.worker_id].jump(fault.by_ns)

@@ -9,6 +9,7 @@ from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.emulated import Echo, EmulatedGpu, emulated_gpus, prepare_emulated
+from slosched.core.worker.emulated_calling_gpu import CallingGpu
 from slosched.core.worker.emulated_calls import EmulatedHost
 from slosched.core.worker.interface import (
     Device,
@@ -135,6 +136,8 @@ class WorkerNode:
         devices: dict[int, Device] = {**(self.gpus if watch is None else watch.devices(self.gpus))}
         if self.host is not None:
             devices[gpus] = self.host.device
+            for gpu_id, calls in self.host.on_gpus.items():
+                devices[gpu_id] = CallingGpu(devices[gpu_id], calls)
         self._stepper = Stepper(self.brain, devices, self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
@@ -178,11 +181,13 @@ class WorkerNode:
         """The GPUs, and the host's slots behind them."""
         return len(self.gpus) + (self.host is not None)
 
-    def device(self, gpu_id: int) -> EmulatedGpu | EmulatedHost:
-        """What faults disturb."""
-        if self.host is not None and gpu_id == len(self.gpus):
-            return self.host.device
-        return self.gpus[gpu_id]
+    def disturbed(self, gpu_id: int) -> list[EmulatedGpu | EmulatedHost]:
+        """What faults of that device disturb."""
+        host = self.host
+        if host is not None and gpu_id == len(self.gpus):
+            return [host.device]
+        calls = None if host is None else host.on_gpus.get(gpu_id)
+        return [self.gpus[gpu_id]] if calls is None else [self.gpus[gpu_id], calls]
 
     @property
     def inputs_kept(self) -> int:

@@ -44,6 +44,7 @@ from slosched.units import format_duration
 class _Life:
     """One unfinished call. `op_id` is that of the part that runs; -1: it is suspended."""
 
+    device: EmulatedHost
     function: EmulatedFunction
     script: Script
     mark: bytes
@@ -62,8 +63,8 @@ class EmulatedHost:
     """Implements `Device`: `slots` calls run at a time, and each follows its script.
 
     `tag` tells its marks from those of other hosts. `on_begin(function, mark)` is called when a body begins
-    that has arguments.
-    The methods from `keep_inputs` on are for the frames, as those of CallPort and Backend are, in marks.
+    that has arguments. The methods from `keep_inputs` on are for the frames, as those of CallPort and Backend
+    are, in marks. The devices of one worker share these: all but the first are made with it as `beside`.
     """
 
     steady = False  # `end` changes what comes next
@@ -78,6 +79,7 @@ class EmulatedHost:
         *,
         tag: int = 0,
         on_begin: Callable[[str, bytes], None] | None = None,
+        beside: EmulatedHost | None = None,
     ) -> None:
         self.functions: Mapping[str, EmulatedFunction] = {each.name: each for each in functions}
         self.slots = slots
@@ -90,11 +92,13 @@ class EmulatedHost:
         #: get ready.
         self.slowdown = 1.0
         self.failing = self.ending = self.spoiling = 0.0
-        self._lives: dict[int, _Life] = {}
         self._running = 0
-        self._inputs: dict[int, bytes] = {}
-        self._results: dict[int, bytes] = {}
-        self._payloads: dict[tuple[int, int], bytes] = {}
+        #: By key, as the next ones.
+        self._lives: dict[int, _Life] = {} if beside is None else beside._lives
+        self._inputs: dict[int, bytes] = {} if beside is None else beside._inputs
+        self._results: dict[int, bytes] = {} if beside is None else beside._results
+        #: By key and number of the child.
+        self._payloads: dict[tuple[int, int], bytes] = {} if beside is None else beside._payloads
         self._ready: dict[int, str] = {}  # names by model id
         #: (time, seq, the call that goes on, or what is reported)
         self._due: list[tuple[int, int, _Life | None, DeviceEvent | None]] = []
@@ -111,7 +115,7 @@ class EmulatedHost:
             return None
         if op.kind is OpKind.CALL:
             mark = self._inputs.pop(op.action_id, b"")
-            life = _Life(function, function.script(mark), mark, op.action_id)
+            life = _Life(self, function, function.script(mark), mark, op.action_id)
             self._lives[life.key] = life
             if self._on_begin is not None and mark:
                 self._on_begin(function.name, mark)
@@ -146,11 +150,12 @@ class EmulatedHost:
 
     @property
     def unfinished(self) -> int:
-        """Calls that have begun and not ended."""
+        """Calls of the worker that have begun and not ended."""
         return len(self._lives)
 
     @property
     def running(self) -> int:
+        """Calls in its slots."""
         return self._running
 
     @property
@@ -324,7 +329,8 @@ class EmulatedHost:
 
     def end(self, action_id: int, reason: str, *, now_ns: int) -> None:
         """End the process of the call. A part that runs is reported."""
-        self._payloads = {key: mark for key, mark in self._payloads.items() if key[0] != action_id}
+        for key in [key for key in self._payloads if key[0] == action_id]:
+            del self._payloads[key]
         life = self._lives.get(action_id)
         if life is None:
             return
@@ -332,8 +338,8 @@ class EmulatedHost:
             del self._lives[action_id]
             return
         events: list[DeviceEvent] = []
-        self._over(life, now_ns, events, Code.PROCESS_ENDED, reason)
-        self._push(now_ns, None, events[0])
+        life.device._over(life, now_ns, events, Code.PROCESS_ENDED, reason)
+        life.device._push(now_ns, None, events[0])
 
     # ------------------------------------------------------------------------------- faults
 
