@@ -85,7 +85,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])
         (
             ["plot", "fig99", "x"],
             2,
-            "unknown figure 'fig99' (did you mean fig9?); known: cascade, fig10, fig11, fig5",
+            "unknown figure 'fig99' (did you mean fig9?); known: calls, cascade, fig10, fig11, fig5",
         ),
         (["plot", "fig7", "no-such-dir"], 2, "no-such-dir is not a directory"),
         (["worker", "--no-such-option"], 2, "--no-such-option"),

@@ -303,6 +303,37 @@ def fig11(
     _print(plot_fig11(run_dirs, place, window_ns=window_ns, at=at), table=table, json=json)
 
 
+@app.command("calls")
+def calls(
+    run_dir: RunDir,
+    out: Out = None,
+    call: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The call, by its call_id. Default: that of a client with the most calls below it.",
+        ),
+    ] = None,
+    table: Table = True,
+    json: Json = False,
+) -> None:
+    """A call of a function with all calls below it: their graph, and what each of them did in time.
+
+    Each call is a node and a row; in large graphs, calls of one function with one parent are one node.
+    A row is thin where the call waits or is suspended, and thick where it runs. The critical path is what
+    no number of slots makes shorter. `slosched trace` shows all calls of a run in time.
+
+    \b
+    Examples:
+      slosched plot calls slosched-runs/20260101T120000Z-controller
+      slosched plot calls run --call 17 --out figures
+    """
+    from slosched.analysis.call_figure import plot_calls
+
+    place = _directory(out, [run_dir])
+    _print(plot_calls(run_dir, place, call_id=call), table=table, json=json)
+
+
 @app.command("cascade")
 def cascade(
     run_dirs: Annotated[
