@@ -279,6 +279,15 @@ def test_awaiting_anything_else_raises_a_type_error_that_says_so() -> None:
     assert isinstance(step, Returned) and "this reference is another call's" in step.value
 
 
+def test_what_needs_an_event_loop_says_that_there_is_none() -> None:
+    @function
+    async def sleeps(ctx: Context) -> None:
+        await asyncio.sleep(1)
+
+    step = started(sleeps)[0].step()
+    assert isinstance(step, Raised) and "A call has no event loop: asyncio.sleep" in step.text
+
+
 def test_helpers_may_be_coroutines_and_a_def_may_return_one() -> None:
     async def helper(ctx: Context) -> Any:
         return 1 + await ctx.chain(child)

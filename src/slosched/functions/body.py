@@ -46,6 +46,7 @@ class Raised:
 
 Step = Awaits | Returned | Raised
 
+_NO_LOOP = "A call has no event loop: asyncio.sleep, locks and sockets of asyncio do not work in it"
 _OURS = (__file__, context.__file__)
 
 
@@ -83,6 +84,8 @@ class Body:
             self._ended = True
             raise
         except BaseException as error:
+            if isinstance(error, RuntimeError) and "no running event loop" in str(error):
+                error.add_note(_NO_LOOP)
             result = Raised(traceback_text(error))
         finally:
             self._ctx._driven = False
@@ -144,8 +147,7 @@ class Body:
             )
         return TypeError(
             f"a function can await what ctx.chain returned, and slosched.gather of these, alone; it awaited "
-            f"{type(found).__name__}. A call has no event loop: asyncio.sleep, locks and sockets of asyncio do "
-            "not work in it"
+            f"{type(found).__name__}. {_NO_LOOP}"
         )
 
 
