@@ -200,6 +200,24 @@ class CallRig(Rig):
         )
         self.tell(said, self.worker_of(call), size)
 
+    def child_request(self, call: Call, child: int, **more: Any) -> ChildRequest:
+        """As `chain` sends it, and without what follows it."""
+        return ChildRequest(call.session, call.action_id, child=child, function="f", **more)
+
+    def returned(self, call: Call, *, began_ms: float, ran_ms: float, size: int = 8) -> None:
+        """It returned 0.25 ms ago, began at `began_ms` and ran for `ran_ms` of that."""
+        end_ns = self.now_ns - MS // 4
+        message = CallResult(
+            call.session,
+            call.action_id,
+            gpu_id=call.gpu_id,
+            exec=Span(self.at(began_ms), end_ns, round(ran_ms * MS)),
+            output_sizes=(size,),
+            received_ns=call.earliest_ns + MS // 2,
+            sent_ns=end_ns,
+        )
+        self.tell(message, self.worker_of(call), size)
+
     def take_back(self, call: Call, child: int) -> None:
         self.tell(ChildCancel(call.session, call.action_id, child), self.worker_of(call))
 
@@ -264,3 +282,18 @@ class CallRig(Rig):
 
     def at(self, ms: float) -> int:
         return T0 + round(ms * MS)
+
+
+def with_parent(*functions: str, **more: Any) -> tuple[CallRig, Call, int]:
+    """A rig, a running call of "f" of a client, and its request id. Time is 1 ms."""
+    rig = CallRig.serving(*functions, **more)
+    request_id = rig.call()
+    rig.step(0)
+    call = rig.one()
+    rig.now_ns += MS
+    return rig, call, request_id
+
+
+def others(rig: CallRig, *known: Call) -> list[Call]:
+    """The calls that are outstanding, but for `known`."""
+    return [each for each in rig.outstanding_calls() if each not in known]

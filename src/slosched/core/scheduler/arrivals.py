@@ -30,6 +30,8 @@ from slosched.core.values import Value
 from slosched.errors import shown_name
 from slosched.messages import ChildRequest, InferReply, InferRequest
 
+#: A child's deadline is before its parent's by this: of calls with one deadline the deeper ones go first.
+_SOONER_NS = 1000
 #: Ids of children among the requests of their client: no client can name them, as a Number.
 _CHILDREN_BELOW = -(2**62) - 1
 
@@ -144,7 +146,7 @@ class Arrivals:
         error = call_error(model.name, model.function, message.size_class, size)
         if error:
             return Code.INVALID_REQUEST, error
-        left_ns = max(0, parent.deadline_ns - 1 - now_ns)
+        left_ns = max(0, parent.deadline_ns - _SOONER_NS - now_ns)
         slo_ns = min(message.slo_ns, left_ns) if message.slo_ns > 0 else left_ns
         waiting = self.count - self._answers.count
         error = self._limits.exceeded(client, slo_ns, size, waiting=waiting)

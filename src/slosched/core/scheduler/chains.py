@@ -13,8 +13,8 @@ At most once: the body of a call that began, or may have begun, is not sent agai
 *idempotent*; then it is sent once more after its process ended. What its worker refused before it began is
 planned anew, as every action that failed is.
 
-Deeper calls go first: a child's deadline is a nanosecond before its parent's. So of calls with one deadline few
-are unfinished at a time.
+Deeper calls go first: a child's deadline is a microsecond before its parent's. So of calls with one deadline
+few are unfinished at a time.
 """
 
 from __future__ import annotations

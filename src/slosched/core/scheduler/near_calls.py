@@ -1,27 +1,35 @@
-"""Calls that should run near something: a sibling, or the last call with the same key.
+"""Calls in slots of hosts: which goes first, and those that should run near something.
 
-That is soft. Such a call is sent to the worker where the other one went while a slot of it is free, or opens
-within the time of one exchange with that worker, which is the least that fetching something from there takes. A
-slot that opens takes a waiting call that is near its worker before others that are due about as soon. It
-never waits longer than that, and never for a worker that cannot run it in time.
+That is a sibling, or the last call with the same key. It is soft. Such a call is sent to the worker where the
+other one went while a slot of it is free, or opens within the time of one exchange with that worker: fetching
+something from there takes as long, at the least. A slot that opens takes a waiting call that is near its worker
+before others that are due about as soon. It never waits longer than that, and never for a worker that cannot
+run it in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
 
-#: Calls that are looked at for one slot, and entries of which some may be stale.
+#: Up to this loss rate, calls on hosts go by their due dates alone: of nested ones, the deeper first.
+CALM = 0.05
+#: Calls, or queues, that are looked at for one slot, and entries of which some may be stale.
 _LOOKED_AT, _CLEARED_FROM = 16, 4096
 
 
 class NearCalls:
-    """Those that wait in the policy's queues. `take` takes one of them out of its queue."""
+    """Those that wait in the policy's queues: `waiting` has those with requests, by id. `take` takes a request
+    out of its queue.
+    """
 
-    def __init__(self, cluster: Cluster, take: Callable[[Request], None]) -> None:
-        self._cluster, self._take = cluster, take
+    def __init__(
+        self, cluster: Cluster, waiting: Mapping[int, Queue], take: Callable[[Request], None]
+    ) -> None:
+        self._cluster, self._queues, self._take = cluster, waiting, take
         self._fresh: list[Request] = []
         self._waiting: dict[int, dict[int, Request]] = {}  # by worker id and request key
         self._count = 0  # entries there; what has left its queue is taken out when it is met
@@ -83,7 +91,19 @@ class NearCalls:
         start_ns = self._cluster.earliest_start_ns(gpu, now_ns)
         if start_ns > now_ns + gpu.worker.transit.margin_ns + self._exchange_ns(gpu):
             return False
-        return self._cluster.reports(gpu, now_ns) and self._send(gpu, request, start_ns, now_ns)
+        if not self._cluster.reports(gpu, now_ns) or self._others_first(gpu, request):
+            return False
+        return self._send(gpu, request, start_ns, now_ns)
+
+    def _others_first(self, gpu: Gpu, request: Request) -> bool:
+        """Whether something waits that `gpu` could run, and that is due clearly sooner than `request`."""
+        if len(self._queues) > _LOOKED_AT:
+            return True  # each slot that opens decides
+        before_ns = request.due_ns - self._exchange_ns(gpu)
+        return any(
+            queue.instance.model_id in gpu.resident and queue.requests[0].due_ns < before_ns
+            for queue in self._queues.values()
+        )
 
     def _send(self, gpu: Gpu, request: Request, start_ns: int, now_ns: int) -> bool:
         """False if it could not be in time there."""
@@ -115,3 +135,27 @@ class NearCalls:
             for request in list(calls.values()):
                 if request.state is not RequestState.QUEUED:
                     self._drop(worker_id, request)
+
+
+def first_due(
+    gpu: Gpu, queues: Iterable[Queue], start_ns: int
+) -> tuple[tuple[Queue, int, int, int] | None, bool]:
+    """The call that is due first of those that could be in time on the host `gpu` from `start_ns` on.
+
+    Returned as a batch of INFER5: queue, number of requests skipped, 1, 1. And whether some queue has only
+    requests that are too old.
+    """
+    best: tuple[int, Queue, int] | None = None
+    all_late = False
+    floor_ns = start_ns + gpu.worker.returns.margin_ns
+    for queue in queues:
+        if queue.instance.model_id not in gpu.resident:
+            continue
+        requests = queue.requests
+        needs_ns = floor_ns + gpu.tables[queue.program].single.expected_ns
+        place = first_from(requests, needs_ns) if requests[0].due_ns < needs_ns else 0
+        if place == len(requests):
+            all_late = True
+        elif best is None or requests[place].due_ns < best[0]:
+            best = (requests[place].due_ns, queue, place)
+    return (None if best is None else (best[1], best[2], 1, 1)), all_late

@@ -46,7 +46,7 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.joint_batches import Joint, by_queue, joint_batch
 from slosched.core.scheduler.length_classes import programs
-from slosched.core.scheduler.near_calls import NearCalls
+from slosched.core.scheduler.near_calls import CALM, NearCalls, first_due
 from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
     NEVER_NS,
@@ -128,7 +128,7 @@ class Infer5:
         self._mixes_lengths = cluster.config.mix_lengths
         preempts = cluster.config.preempt
         self._overtaking = Overtaking(cluster, self._waiting) if preempts else None
-        self._near = NearCalls(cluster, take=self.forget)
+        self._near = NearCalls(cluster, self._waiting, take=self.forget)
         self._loss = 0.0
         self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
@@ -361,7 +361,8 @@ class Infer5:
         sent = False
         if widely_held:
             for start_ns, index, gpu in windows.in_order(now_ns):
-                if index in windows.to_ask or _holds_any(gpu, widely_held):
+                held = any(q.instance.model_id in gpu.resident for q in widely_held.values())
+                if held or index in windows.to_ask:
                     sent |= self._ask(gpu, start_ns, now_ns)
                     widely_held = {i: q for i, q in widely_held.items() if i in waiting}
                     if not widely_held:
@@ -395,7 +396,10 @@ class Infer5:
         turn = self._turn(gpu, start_ns, now_ns)
         choice, all_late = turn, False
         if choice is None:
-            choice, all_late = self._best_batch(gpu, start_ns)
+            if gpu.host and self._loss < CALM:
+                choice, all_late = first_due(gpu, self._waiting.values(), start_ns)
+            else:
+                choice, all_late = self._best_batch(gpu, start_ns)
             if choice is not None and self._loss > _FLOODED:
                 choice = self._with_time_to_spare(gpu, choice, start_ns)
         self._windows.asked(gpu, retry_when_faster=all_late)
@@ -593,7 +597,3 @@ class Infer5:
             aboard += riders
         self._loss *= (1.0 - _LOSS_WEIGHT) ** (len(aboard) - len(requests))
         return sorted(aboard)
-
-
-def _holds_any(gpu: Gpu, queues: dict[int, Queue]) -> bool:
-    return any(queue.instance.model_id in gpu.resident for queue in queues.values())
