@@ -374,7 +374,8 @@ def test_a_simulated_job_that_does_not_end_has_exit_code_1(tmp_path: Path) -> No
 def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) -> None:
     file = tmp_path / "exp.toml"
     file.write_text(
-        'modes = ["tm"]\nduration = "5s"\n[[jobs]]\nmodel = "bert"\n[[jobs]]\nmodel = "gpt"\n'
+        'modes = ["tm"]\nduration = "5s"\ndevice = "emulated"\n'
+        '[[jobs]]\nmodel = "bert"\n[[jobs]]\nmodel = "gpt"\n'
     )
     words = ["sweep", str(file), "--vary", "jobs.0.batch=1,4", "--simulate", "--no-figures"]
     words += ["--out", str(tmp_path / "out")]
@@ -384,6 +385,7 @@ def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) ->
         assert ("2 of 2 points are done already" in done.stdout) is kept
     rows = (tmp_path / "out/sweep.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[0].startswith("point,")
+    assert (tmp_path / "out/batch_1/emulated").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -234,9 +234,15 @@ def _changes(asked: Options, base: ShareSpec) -> dict[str, Any]:
         changes["device"] = device
     if asked["device_type"] is not None:
         changes["label"] = asked["device_type"]
-    elif base.label == ShareSpec(jobs=()).label:
-        changes["label"] = label_of(device or base.device)
+    else:
+        changes["label"] = labelled(base, device or base.device)
     return changes
+
+
+def labelled(spec: ShareSpec, device: str = "") -> str:
+    """The label of `spec`; where it has none, that of `device` (empty: its own)."""
+    none = ShareSpec(jobs=()).label
+    return spec.label if spec.label != none else label_of(device or spec.device)
 
 
 def label_of(device: str) -> str:

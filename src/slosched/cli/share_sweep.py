@@ -13,7 +13,7 @@ from slosched.cli.ask import Json
 from slosched.cli.output import beside, print_json, say, warn
 from slosched.cli.share_calls import check_models, run_and_measure, simulate_and_measure
 from slosched.cli.share_log import share_log
-from slosched.cli.share_options import label_of
+from slosched.cli.share_options import label_of, labelled
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.values import duration_ns, names, whole_numbers
 from slosched.errors import InvalidConfig, UnknownName
@@ -232,6 +232,7 @@ def _points(
     if models or batches or tiny:
         raise InvalidConfig("--models, --batches and --tiny go with a preset, not with a file")
     spec = msgspec.structs.replace(_spec_of(file), **changes)
+    spec = msgspec.structs.replace(spec, label=labelled(spec))
     if run_as is not None:
         jobs = tuple(msgspec.structs.replace(job, run=Run(run_as)) for job in spec.jobs)
         spec = msgspec.structs.replace(spec, jobs=jobs)
