@@ -44,7 +44,7 @@ class CallInvariants:
         instance = self._scheduler.cluster.models.get(call.model_id)
         function = None if instance is None else instance.function
         if instance is None or function is None:
-            self._fail(f"{what} calls {call.model_id}, which is no function", keys)
+            self._fail(f"{what} calls {call.model_id}, which is not a function", keys)
             return
         if gpu is not None and not gpu.serves(instance):
             self._fail(

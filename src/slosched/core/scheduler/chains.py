@@ -63,7 +63,7 @@ UNSTARTED = frozenset(
         Code.CANCELLED,
     }
 )
-#: Of these, how a worker that has said goodbye fails what it has not begun.
+#: The codes among these with which a worker that has said goodbye fails what it has not begun.
 _HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 #: A call is with its worker by then, and heartbeats tell of it, or it was lost on the way.
 _REACHES_WITHIN_NS = 5 * NS_PER_S
@@ -107,7 +107,7 @@ class Chains:
 
     # ------------------------------------------------------------------- what a call says
 
-    def news(
+    def said(
         self, worker: Worker, message: CallNews, payload: Sequence[Value], *, now_ns: int
     ) -> None:
         """A running call of `worker` says something. Words of one that has ended are ignored."""

@@ -71,8 +71,8 @@ class NearCalls:
                 self._drop(gpu.worker.worker_id, request)
                 continue
             soon = most_ns is None or request.due_ns <= most_ns
-            here = gpu.index in request.instance.resident_on
-            if soon and here and self._send(gpu, request, start_ns, now_ns):
+            resident = gpu.index in request.instance.resident_on
+            if soon and resident and self._send(gpu, request, start_ns, now_ns):
                 self._drop(gpu.worker.worker_id, request)
                 return True
         return False

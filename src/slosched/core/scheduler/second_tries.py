@@ -23,7 +23,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 
-from slosched.codes import Code, code_name
+from slosched.codes import ActionType, Code, code_name
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request, RequestState
@@ -280,7 +280,10 @@ class SecondTries:
                 ranked.append((cluster.earliest_start_ns(gpu, now_ns), index, gpu))
         ranked.sort()
         for _, _, gpu in sorted(ranked, key=lambda entry: not entry[2].held):
-            (found.busy if gpu.exec.outstanding else found.idle).append(gpu)
+            if not _has_calls(
+                gpu
+            ):  # what runs alone may end them, and a child waits for its parent's GPU
+                (found.busy if gpu.exec.outstanding else found.idle).append(gpu)
         found.open = [gpu for _, _, gpu in ranked]
         return found
 
@@ -308,7 +311,7 @@ class SecondTries:
     def _try_alone(self, lot: Lot, holders: _Holders, holds: dict[int, Gpu], now_ns: int) -> bool:
         """Send the lot to a GPU where nothing is outstanding."""
         for gpu in holders.idle:
-            if gpu.exec.outstanding or gpu.index in holds:
+            if gpu.exec.outstanding or gpu.suspended or gpu.index in holds:
                 continue  # by another lot, meanwhile
             action = self._send(gpu, lot, now_ns)
             if action is not None:
@@ -433,6 +436,13 @@ class SecondTries:
             key=lambda g: (not enough[g.index], g.exec.busy_until_ns, g.index),
             default=None,
         )
+
+
+def _has_calls(gpu: Gpu) -> bool:
+    """Whether calls of functions run on `gpu`, or are suspended there."""
+    return bool(gpu.suspended) or any(
+        action.action_type is ActionType.CALL for action in gpu.exec.outstanding
+    )
 
 
 def _needed_here(model: Instance) -> bool:
