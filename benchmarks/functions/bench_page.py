@@ -131,8 +131,9 @@ def _goals(document: Record) -> str:
     best = best_dask_ratio(document, "calls_per_s")
     if p50 is None or best is None:
         return ""
+    refused = sum(of(document, OURS, "no_op", "refused"))
     return (
-        f"\n\nGoals: p50 < 1 ms {_met(p50 < P50_GOAL_NS)}; calls/s {RATE_GOAL:.0f} times Dask's best "
+        f"\n\n{refused:,.0f} of ours were refused by a controller that could not keep up.\n\nGoals: p50 < 1 ms {_met(p50 < P50_GOAL_NS)}; calls/s {RATE_GOAL:.0f} times Dask's best "
         f"{_met(best >= RATE_GOAL)} ({_times(best)} times)."
     )
 

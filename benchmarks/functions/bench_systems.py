@@ -21,7 +21,7 @@ from slosched.functions.state.state import State
 SYSTEMS = ("slosched", "dask-processes", "dask-threads", "pool", "executor", "local")
 POOLS = ("pool", "executor")
 #: Calls that are in flight at a time while throughput is measured.
-IN_FLIGHT = 512
+IN_FLIGHT = 128
 WAIT_S = 120.0
 
 
