@@ -354,7 +354,7 @@ def test_the_end_of_a_call_ends_all_that_it_began(how: str) -> None:
     rig.steps()
     assert rig.scheduler.idle and not rig.scheduler.arrivals.children
     assert len(rig.calls_done()) == 6
-    assert rig.child_replies() == []  # nobody is left who waits for them
+    assert rig.child_replies() == []  # no call is left that waits for them
     ended = {call.action_id for call in (middle, *running)}
     if how in ("cancelled", "client left", "client lost"):
         ended.add(parent.action_id)

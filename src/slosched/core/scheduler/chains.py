@@ -107,7 +107,7 @@ class Chains:
 
     # ------------------------------------------------------------------- what a call says
 
-    def said(
+    def heard(
         self, worker: Worker, message: CallNews, payload: Sequence[Value], *, now_ns: int
     ) -> None:
         """A running call of `worker` says something. Words of one that has ended are ignored."""

@@ -365,7 +365,7 @@ class Scheduler:
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif isinstance(message, CallNews):
-            self.chains.said(worker, message, event.outputs, now_ns=now_ns)
+            self.chains.heard(worker, message, event.outputs, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):
             self._ends.reported(worker, message, event.outputs, now_ns=now_ns)
 
