@@ -50,6 +50,10 @@ _ADVICE = {
     f"That happens under overload: {_SCARCE}",
     Code.COULD_NOT_START_IN_TIME: "The SLO was shorter than the start and the run that were predicted. If GPUs "
     "were busy, add GPUs or send less; if they were idle, the SLO is too short for this model.",
+    Code.CALL_RAISED: "The function itself raised; the reason is its traceback.",
+    Code.CALL_OVER_LIMIT: "The call reached a limit of its function, which the reason names, and was ended.",
+    Code.TOO_MANY_CALLS: "Its worker had as many calls that have begun and not ended as it may have "
+    "(--most-calls): calls that await children count.",
     Code.CONTROLLER_OVERLOADED: "Not the GPUs but the controller's own core was short. Give it a core of "
     "its own, or spread the load over several controllers.",
 }

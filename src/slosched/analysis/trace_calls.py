@@ -273,6 +273,8 @@ def _story(call: RecordedCall, start_ns: int) -> Iterator[Timed]:
         "parent": call.parent_id,
         "children": len(call.children),
         "slo_us": call.slo_ns / 1000,
+        "ran_us": call.exec_ns / 1000,
+        "predicted_us": call.predicted_ns / 1000,
         "in_bytes": call.in_bytes,
         "out_bytes": call.out_bytes,
         "cold": call.cold,

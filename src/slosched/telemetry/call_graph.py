@@ -70,6 +70,7 @@ class RecordedCall:
     end_ns: int
     exec_ns: int
     suspended_ns: int
+    predicted_ns: int
     in_bytes: int
     out_bytes: int
     worker_id: int
@@ -190,6 +191,7 @@ def _calls(log: LogTable, rows: Rows | None) -> dict[int, RecordedCall]:
             end_ns=end_ns,
             exec_ns=columns["exec"][at],
             suspended_ns=columns["suspended"][at],
+            predicted_ns=columns["predicted_exec"][at],
             in_bytes=columns["in_bytes"][at],
             out_bytes=columns["out_bytes"][at],
             worker_id=columns["worker_id"][at],

@@ -14,7 +14,11 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_share
 #: Printed this often.
 INTERVAL_NS = 10 * NS_PER_S
 
-_KIND_NAMES = {ActionType.LOAD_WEIGHTS: "LoadW", ActionType.INFER: "Infer"}
+_KIND_NAMES = {
+    ActionType.LOAD_WEIGHTS: "LoadW",
+    ActionType.INFER: "Infer",
+    ActionType.CALL: "Call",
+}
 
 
 class ControllerConsole:

@@ -145,6 +145,7 @@ def call_record(request: Request, record: RequestRecord, output: Value | None) -
         start_ns=call.begin_ns,
         exec_ns=call.ran_ns,
         suspended_ns=call.suspended_ns,
+        predicted_exec_ns=record.predicted_exec_ns,
         in_bytes=0 if request.input is None else request.input.size,
         out_bytes=0 if output is None else output.size,
         children=call.asked,

@@ -238,6 +238,7 @@ class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
     start_ns: int = -1
     exec_ns: int = 0
     suspended_ns: int = 0
+    predicted_exec_ns: int = 0  # what `exec_ns` was expected to be; 0: nothing was
     in_bytes: int = 0
     out_bytes: int = 0
     children: int = 0  # that it asked for
