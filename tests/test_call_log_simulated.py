@@ -159,6 +159,13 @@ def test_an_slo_of_its_own_replaces_the_recorded_ones(tmp_path: Path) -> None:
     assert len(spec.hosts) == 2
 
 
+def test_the_record_has_what_was_predicted_of_the_whole_call(tmp_path: Path) -> None:
+    outcome = recorded_run(tmp_path, slots=2, calls=1)
+    predicted = {call.function: call.predicted_exec_ns for call in outcome.calls}
+    assert predicted["top"] == TOP.expected_ns  # it was suspended, and its rest was predicted anew
+    assert predicted["middle"] == MIDDLE.expected_ns
+
+
 # ------------------------------------------------------------------------------ the command
 
 

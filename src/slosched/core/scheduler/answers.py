@@ -36,7 +36,8 @@ class Plan(NamedTuple):
         """The plan of an action that carried the request, and when it ran if it did."""
         return cls(
             action.expected_start_ns,
-            action.expected_duration_ns,
+            # That of the whole call: one that goes on is expected to take the rest of it.
+            action.expected_end_ns - action.expected_start_ns,
             start_ns,
             exec_ns,
             action.gpu.worker.worker_id,
