@@ -133,7 +133,8 @@ def _goals(document: Record) -> str:
         return ""
     refused = sum(of(document, OURS, "no_op", "refused"))
     return (
-        f"\n\n{refused:,.0f} of ours were refused by a controller that could not keep up.\n\nGoals: p50 < 1 ms {_met(p50 < P50_GOAL_NS)}; calls/s {RATE_GOAL:.0f} times Dask's best "
+        f"\n\n{refused:,.0f} of ours were refused by a controller that could not keep up.\n\n"
+        f"Goals: p50 < 1 ms {_met(p50 < P50_GOAL_NS)}; calls/s {RATE_GOAL:.0f} times Dask's best "
         f"{_met(best >= RATE_GOAL)} ({_times(best)} times)."
     )
 

@@ -118,8 +118,13 @@ def kills_part(name: str, seconds: int) -> Record:
     return found
 
 
+_begun_ns = monotonic_ns()
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """One line about what comes next, with the seconds since the begin."""
+    seconds = (monotonic_ns() - _begun_ns) / _SECONDS
+    print(f"{seconds:5.0f} s: {text}", file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -146,7 +151,6 @@ def arguments(given: list[str]) -> argparse.Namespace:
 
 def main(given: list[str]) -> int:
     options = arguments(given)
-    begun_ns = monotonic_ns()
     try:
         found = measure(options)
     except SloschedError as error:
@@ -159,7 +163,7 @@ def main(given: list[str]) -> int:
         "machine": machine_line(host),
         "versions": versions(),
         "slots": SLOTS,
-        "seconds": (monotonic_ns() - begun_ns) / _SECONDS,
+        "seconds": (monotonic_ns() - _begun_ns) / _SECONDS,
         **found,
     }
     print(bench_page.tables(document))
