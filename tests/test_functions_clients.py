@@ -274,3 +274,23 @@ def test_a_patient_call_is_sent_again_while_the_controller_refuses_it_unread() -
         call = prepared(samples.fibonacci, (10,), {}, slo="50ms", **options)
         with pytest.raises(CallFailed, match="too fast"):
             client.start_prepared(call, patient=True).result(30)
+
+
+def test_many_first_calls_ask_once_for_their_function() -> None:
+    async def work() -> None:
+        with FunctionController() as controller:
+            async with connect(controller.address) as client:
+                calls = [client.call(samples.fibonacci, n) for n in range(12)]
+                cancelled = asyncio.create_task(client.call("fibonacci", 1))
+                await asyncio.sleep(0)
+                cancelled.cancel()
+                assert sum(await asyncio.gather(*calls)) == 232
+                assert len(controller.of(LoadModelRequest)) == 1
+                for _ in range(2):  # a failure is not kept
+                    with pytest.raises(InvalidRequest):
+                        await client.call("unknown")
+                assert len(controller.of(LoadModelRequest)) == 3
+                named = await client.call("echo", function=1, self=2, args=3)
+                assert named["kwargs"] == {"function": 1, "self": 2, "args": 3}
+
+    run(work())

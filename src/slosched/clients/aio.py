@@ -200,12 +200,13 @@ class AsyncClient(Questions):
     # --------------------------------------------------------------------------------- calls
 
     @overload
-    async def call(self, function: Function[R], *args: Any, **options: Any) -> R: ...
+    async def call(self, function: Function[R], /, *args: Any, **options: Any) -> R: ...
     @overload
-    async def call(self, function: str, *args: Any, **options: Any) -> Any: ...
+    async def call(self, function: str, /, *args: Any, **options: Any) -> Any: ...
     async def call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
@@ -234,6 +235,7 @@ class AsyncClient(Questions):
     async def call_answer(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",

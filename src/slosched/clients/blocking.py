@@ -175,12 +175,13 @@ class Client:
         )
 
     @overload
-    def call(self, function: Function[R], *args: Any, **options: Any) -> R: ...
+    def call(self, function: Function[R], /, *args: Any, **options: Any) -> R: ...
     @overload
-    def call(self, function: str, *args: Any, **options: Any) -> Any: ...
+    def call(self, function: str, /, *args: Any, **options: Any) -> Any: ...
     def call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
@@ -197,6 +198,7 @@ class Client:
     def call_answer(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
@@ -211,12 +213,13 @@ class Client:
         return self._call(lambda: self._client.answer_of(call))
 
     @overload
-    def start_call(self, function: Function[R], *args: Any, **options: Any) -> Future[R]: ...
+    def start_call(self, function: Function[R], /, *args: Any, **options: Any) -> Future[R]: ...
     @overload
-    def start_call(self, function: str, *args: Any, **options: Any) -> Future[Any]: ...
+    def start_call(self, function: str, /, *args: Any, **options: Any) -> Future[Any]: ...
     def start_call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",

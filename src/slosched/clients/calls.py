@@ -123,12 +123,13 @@ class Caller:
     def __init__(self, load: Load, answer_to: AnswerTo) -> None:
         self._load, self._answer_to = load, answer_to
         self._loaded: dict[str, Model] = {}  # functions that were called before
+        self._loading: dict[str, asyncio.Task[list[Model]]] = {}  # one for all that wait for it
 
     async def function(self, name: str) -> tuple[Model, FunctionInfo]:
         """The function `name`, as the controller knows it. Raises InvalidRequest if a model is called so."""
         model = self._loaded.get(name)
         if model is None or model.held.unloaded:
-            [model, *_] = await self._load(name)
+            [model, *_] = await asyncio.shield(self._load_once(name))
             self._loaded[name] = model
         if model.info.function is None:
             self._loaded.pop(name, None)
@@ -137,6 +138,21 @@ class Caller:
                 code=Code.INVALID_REQUEST,
             )
         return model, model.info.function
+
+    def _load_once(self, name: str) -> asyncio.Task[list[Model]]:
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.ensure_future(self._loaded_now(name))
+            task.add_done_callback(lambda done: self._load_over(name, done))
+        return task
+
+    async def _loaded_now(self, name: str) -> list[Model]:
+        return await self._load(name)
+
+    def _load_over(self, name: str, task: asyncio.Task[list[Model]]) -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # all that waited may have been cancelled, and then no one asks for it
 
     async def answer(self, call: Prepared, *, patient: bool = False) -> CallAnswer:
         """Make a call and return its answer, whatever its code.

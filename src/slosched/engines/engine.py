@@ -43,6 +43,7 @@ class Engine(Protocol):
     def call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: str = "",

@@ -177,6 +177,7 @@ class LiveEngine:
     def call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: str = "",

@@ -59,6 +59,7 @@ class LocalEngine:
     def call(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: str = "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 from slosched.clock import Clock, now_ns
 from slosched.codes import Code
@@ -135,20 +135,20 @@ class _Gathered(Generic[T]):
     def __init__(self, refs: tuple[ChildRef[T], ...], errors: bool) -> None:
         self._refs, self._errors = refs, errors
 
-    def __await__(self) -> Generator[Waiting, None, list[Any]]:
+    def __await__(self) -> Generator[Waiting, None, list[T]]:
         unanswered = tuple(ref for ref in self._refs if ref.status == "unanswered")
         if unanswered:
             yield Waiting(unanswered)
         if self._errors:
-            return [ref.error() or ref.result() for ref in self._refs]
+            return [cast(T, ref.error() or ref._outcome) for ref in self._refs]
         return [ref.result() for ref in self._refs]
 
 
 @overload
 def gather(*refs: ChildRef[T]) -> _Gathered[T]: ...
 @overload
-def gather(*refs: ChildRef[T], errors: bool) -> _Gathered[T]: ...
-def gather(*refs: ChildRef[T], errors: bool = False) -> _Gathered[T]:
+def gather(*refs: ChildRef[T], errors: Literal[True]) -> _Gathered[T | CallFailed]: ...
+def gather(*refs: ChildRef[Any], errors: bool = False) -> _Gathered[Any]:
     """`await gather(*refs)`: the results of several children, in order, when all of them are answered.
 
     Raises the error of the first that failed; with `errors` the list has each CallFailed in its place instead.
@@ -211,6 +211,7 @@ class Context:
     def chain(
         self,
         function: Function[R],
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: ChildRef[Any] | str | None = None,
@@ -220,6 +221,7 @@ class Context:
     def chain(
         self,
         function: str,
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: ChildRef[Any] | str | None = None,
@@ -228,6 +230,7 @@ class Context:
     def chain(
         self,
         function: Function[Any] | str,
+        /,
         *args: Any,
         slo: str | float | None = None,
         near: ChildRef[Any] | str | None = None,

@@ -262,8 +262,9 @@ def _article(kind: type) -> str:
 
 def _place(key: str | int | bytes) -> str:
     """A key of a dict, in a path."""
-    plain = type(key) is str and key.isprintable() and '"' not in key
-    return f'["{key}"]' if plain else f"[{key!r}]"
+    if isinstance(key, str) and key.isprintable() and '"' not in key:
+        return f'["{key}"]'
+    return f"[{key!r}]"
 
 
 def _hint(value: object) -> str:
