@@ -229,7 +229,7 @@ def test_a_cold_start_is_forecast_as_the_load_that_it_is() -> None:
     hopeless, in_time = rig.call(slo_ms=8), rig.call(slo_ms=30)
     rig.step()
     assert rig.reply(hopeless).code == Code.COULD_NOT_START_IN_TIME
-    assert "after loading its weights" in rig.reply(hopeless).reason
+    assert "after a cold start" in rig.reply(hopeless).reason
     assert not rig.outstanding_calls() and not rig.answered(in_time)
     rig.now_ns += 9 * MS
     rig.weights_loaded()

@@ -141,6 +141,8 @@ class Arrivals:
         model = self._catalog.function(message.function)
         if model is None:
             shown = shown_name(message.function)
+            if self._catalog.is_loading(message.function):
+                return Code.INITIALIZING, f"the function {shown} is still being made ready"
             return Code.UNKNOWN_MODEL, f"no worker has a function {shown} ready"
         assert model.function is not None
         error = call_error(model.name, model.function, message.size_class, size)

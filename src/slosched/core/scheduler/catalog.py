@@ -157,6 +157,12 @@ class Catalog:
         found = next(ready, None)
         return found if found is not None and found.function is not None else None
 
+    def is_loading(self, name: str) -> bool:
+        """Whether instances of `name` are being prepared, or waited for."""
+        name = canonical_model(name)
+        waits = any(each.message.name == name for each in self.waiting)
+        return waits or self._preparations.under_way(name)
+
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
         names = {n: None for w in self._cluster.serving() for n in w.loadable}
@@ -258,7 +264,10 @@ class Catalog:
         self.hurried = False
         self._preparations.expire(now_ns)
         if self.waiting:
+            before = len(self.waiting)
             self.waiting = [w for w in self.waiting if not self._advance_one(w, now_ns)]
+            if self._cluster.hosts and 0 < len(self.waiting) < before:
+                self.hurried = True  # one may have waited for another
 
     def _advance_one(self, waiting: _Waiting, now_ns: int) -> bool:
         """Returns True when `waiting` was answered."""
@@ -277,11 +286,20 @@ class Catalog:
             waiting.seen = self._preparations.changes
             if not self._load(waiting, name, joined, now_ns):
                 return waiting.answered
-        if not self._all_settled(waiting, joined):
+        if not self._all_settled(waiting, joined) or self._others_follow(waiting, now_ns):
             return False
         self._telling.append(name)
         self._slices.begin(self._tell(client, message, waiting.models, name))
         return True
+
+    def _others_follow(self, waiting: _Waiting, now_ns: int) -> bool:
+        """A client's load of a function waits a while for the others: a call of it may chain to any of them."""
+        if waiting.client is None or not waiting.models or waiting.models[0].function is None:
+            return False
+        own = self._cluster.own_models
+        return now_ns < waiting.give_up_ns and any(
+            each.client is None and each.message.name not in own for each in self.waiting
+        )
 
     def _all_settled(self, waiting: _Waiting, joined: list[Worker]) -> bool:
         """True once the first weights of all its models have come; looks at some of them each time."""

@@ -76,9 +76,20 @@ def loading_plan(cluster: Cluster, placement: Placement, request: Request, now_n
     return best
 
 
+def why_nowhere(cluster: Cluster, request: Request) -> str:
+    """In words: there is nothing that could run the request, and for which it could wait."""
+    if not cluster.gpus:
+        return "no GPU is connected to the controller"
+    instance = request.instance
+    if instance.function is None:
+        return "no connected GPU has this model ready"
+    return f"no connected {'host' if instance.on_host else 'GPU'} has this function ready"
+
+
 def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
     """In words: the best plan starts at `start_ns` and takes `exec_ns`, which is too late."""
-    state = "" if request.instance.resident_on else " after loading its weights"
+    loading = " after loading its weights" if request.call is None else " after a cold start"
+    state = "" if request.instance.resident_on else loading
     return (
         f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
         f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
@@ -92,7 +103,8 @@ def why_given_up(
 
     `stepped_over`: a larger batch was preferred that the request was too old for.
     """
-    code, why = Code.TIMED_OUT, "no GPU came free in time"
+    what = "slot" if request.instance.on_host else "GPU"
+    code, why = Code.TIMED_OUT, f"no {what} came free in time"
     if stepped_over:
         code, why = Code.SKIPPED, "given up in favour of a better batch"
     return code, (

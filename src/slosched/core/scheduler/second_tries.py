@@ -280,9 +280,8 @@ class SecondTries:
                 ranked.append((cluster.earliest_start_ns(gpu, now_ns), index, gpu))
         ranked.sort()
         for _, _, gpu in sorted(ranked, key=lambda entry: not entry[2].held):
-            if not _has_calls(
-                gpu
-            ):  # what runs alone may end them, and a child waits for its parent's GPU
+            # What runs alone may end calls, and a child waits for its parent's GPU.
+            if not _has_calls(gpu):
                 (found.busy if gpu.exec.outstanding else found.idle).append(gpu)
         found.open = [gpu for _, _, gpu in ranked]
         return found

@@ -54,6 +54,7 @@ from slosched.core.scheduler.plans import (
     loading_plan,
     resident_plan,
     why_given_up,
+    why_nowhere,
     why_refused,
 )
 from slosched.core.scheduler.policies.about import About
@@ -258,10 +259,8 @@ class Infer5:
         return plan
 
     def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
-        if not self._cluster.gpus:
-            reason, start_ns = "no GPU is connected to the controller", -1
-        elif start_ns >= NEVER_NS:
-            reason, start_ns = "no connected GPU has this model ready", -1
+        if start_ns >= NEVER_NS or not self._cluster.gpus:
+            reason, start_ns = why_nowhere(self._cluster, request), -1
         else:
             reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
@@ -403,7 +402,7 @@ class Infer5:
             if choice is not None and self._loss > _FLOODED:
                 choice = self._with_time_to_spare(gpu, choice, start_ns)
         self._windows.asked(gpu, retry_when_faster=all_late)
-        if self._near and self._near.send_instead(gpu, choice, start_ns, now_ns):
+        if self._near and turn is None and self._near.send_instead(gpu, choice, start_ns, now_ns):
             return True
         if choice is None:
             return False
