@@ -38,6 +38,7 @@ from slosched.messages import (
     LoadModelRequest,
     LoadModelResult,
     ModelInfo,
+    Prepared,
     Span,
     WorkerToController,
 )
@@ -69,6 +70,28 @@ def prepared(action: LoadModel, session: int, now_ns: int, info: FunctionInfo) -
     )
 
 
+def brought(name: str, model_id: int, info: FunctionInfo) -> Prepared:
+    """An instance that a worker prepared for an earlier controller of the cluster."""
+    action = LoadModel(
+        1,
+        1,
+        name=name,
+        model_id=model_id,
+        copies=1,
+        max_batch=16,
+        max_exec_ns=25 * MS,
+        earliest_ns=0,
+        latest_ns=0,
+    )
+    return Prepared(
+        name=name,
+        runs=((model_id, 1),),
+        max_batch=16,
+        max_exec_ns=25 * MS,
+        result=prepared(action, 1, 0, info),
+    )
+
+
 class CallRig(Rig):
     """Each worker offers `functions` beside the model "net", on one host of `slots` and `gpus` GPUs."""
 
@@ -88,27 +111,50 @@ class CallRig(Rig):
 
     # --------------------------------------------------------------------------- workers
 
-    def enter(self, worker_id: int = 0, *, session: int = 0, resident: bool = True) -> None:
-        """The worker joins, its functions are prepared, and ready if `resident`; paths are 0.5 and 0.25 ms."""
-        session = session or 50 + worker_id
+    def enter(
+        self,
+        worker_id: int = 0,
+        *,
+        resident: bool = True,
+        prepares: tuple[str, ...] | None = None,
+        brings: int = -1,
+    ) -> None:
+        """The worker joins, its functions (those of `prepares`) are prepared, and ready if `resident`.
+
+        It has the function "f" ready as instance `brings` (-1: it has none). Paths are 0.5 and 0.25 ms.
+        """
+        session = 50 + worker_id
         self._sessions[worker_id] = session
         gpus = [GpuInfo(g, "gpu", 100, 2**24) for g in range(self.gpus)]
-        host = GpuInfo(self.gpus, "host", 100, 2**24, slots=self.slots, host=True)
+        there = (brings,) if brings >= 0 else ()
+        host = GpuInfo(self.gpus, "host", 100, 2**24, there, slots=self.slots, host=True)
         names = tuple(sorted(self.functions))
-        welcome = a_welcome(session, (*gpus, host), loadable=(*names, "net"), functions=names)
-        before = len(self.to_worker(LoadModel, worker_id))
+        inventory = (brought("f", brings, self.functions["f"]),) if there else ()
+        welcome = a_welcome(
+            session,
+            (*gpus, host),
+            loadable=(*names, "net"),
+            functions=names,
+            inventory=inventory,
+        )
         self.from_worker(welcome, worker_id)
         self.steps()
-        for action in self.to_worker(LoadModel, worker_id)[before:]:
-            info = self.functions[action.name]
-            self.from_worker(prepared(action, session, self.now_ns, info), worker_id)
-        self.steps()
+        for name in names if prepares is None else prepares:
+            self.prepare(name, worker_id)
         worker = self.scheduler.cluster.workers[worker_id]
         for _ in range(100):
             worker.transit.add(MS // 2)
             worker.returns.add(MS // 4)
         if resident:
             self.weights_loaded(worker_id)
+        self.steps()
+
+    def prepare(self, name: str, worker_id: int = 0) -> None:
+        """The worker answers each LoadModel of `name`."""
+        for action in self.to_worker(LoadModel, worker_id):
+            if action.name == name:
+                info, session = self.functions[name], self._sessions[worker_id]
+                self.from_worker(prepared(action, session, self.now_ns, info), worker_id)
         self.steps()
 
     @classmethod
@@ -228,16 +274,16 @@ class CallRig(Rig):
         """The action ids of CancelCalls."""
         return [each.action_id for each in self.to_worker(CancelCall)]
 
-    def wait(self, ms: float, *known: Call) -> None:
-        """`ms` pass in which client and worker 0 are there, and the worker holds the calls `known`."""
+    def wait(self, ms: float, *known: Call, preparing: int = 0) -> None:
+        """`ms` pass in which client and worker 0 are there; that holds the calls `known`, and prepares some."""
         for _ in range(round(ms / 100)):
             self.handle(FromClient(b"c", ClientHeartbeat(0)))
-            self.beat(calls=tuple(call.action_id for call in known))
+            self.beat(calls=tuple(call.action_id for call in known), preparing=preparing)
             self.later(100)
 
-    def beat(self, worker_id: int = 0, calls: tuple[int, ...] = ()) -> None:
+    def beat(self, worker_id: int = 0, **more: Any) -> None:
         session = self._sessions[worker_id]
-        self.from_worker(a_heartbeat(session, self.now_ns, calls=calls), worker_id)
+        self.from_worker(a_heartbeat(session, self.now_ns, **more), worker_id)
 
     # --------------------------------------------------------------------------- clients
 

@@ -80,6 +80,46 @@ def test_a_function_that_no_longer_loads_is_noted_and_can_be_asked_for_again() -
     assert len(rig.to_worker(LoadModel)) == 2
 
 
+def test_a_clients_load_waits_for_the_functions_that_a_call_may_chain_to() -> None:
+    rig = CallRig({"f": FunctionInfo(), "slow": FunctionInfo()}, slots=2)
+    rig.enter(prepares=("f",))
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "f")))
+    rig.later(100)
+    rig.call("f")
+    rig.later(1)
+    call = rig.one()
+    assert not rig.to_client(LoadModelReply)
+    rig.chain(call, 0, "slow")
+    rig.step()
+    (reply,) = rig.child_replies()
+    assert reply.code == Code.INITIALIZING and "still being made ready" in reply.reason
+    rig.prepare("slow")
+    rig.weights_loaded()
+    rig.steps()
+    assert [each.code for each in rig.to_client(LoadModelReply)] == [0]
+
+
+def test_a_clients_load_waits_so_long_at_most() -> None:
+    rig = CallRig({"f": FunctionInfo(), "slow": FunctionInfo()}, slots=2)
+    rig.enter(prepares=("f",))
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "f")))
+    rig.wait(11_000, preparing=1)
+    assert not rig.to_client(LoadModelReply)
+    rig.wait(2000, preparing=1)
+    assert [each.code for each in rig.to_client(LoadModelReply)] == [0]
+
+
+def test_functions_that_a_worker_brings_along_are_used_as_they_are() -> None:
+    """After a restart of the controller: nothing is prepared again, and what is ready stays so."""
+    rig = CallRig({"f": FunctionInfo(size_classes=2)}, cluster_id="hall", takes_over=True)
+    rig.enter(brings=7)
+    assert not rig.to_worker(LoadModel) and not rig.to_worker(LoadWeights)
+    assert rig.id_of("f") == 7
+    rig.call(length=1)
+    rig.step()
+    assert (rig.one().model_id, rig.one().size_class) == (7, 1)
+
+
 @pytest.mark.parametrize("policy", ["FIFO", "EDF", "INFER4", "CLOCKWORK", "DIRECT"])
 def test_other_policies_leave_hosts_and_functions_alone_and_say_so(policy: str) -> None:
     if policy == "CLOCKWORK":
