@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import sample_functions as samples
 import slosched.engines
 from slosched.codes import Code
-from slosched.engines.live import LiveEngine
+from slosched.engines.live import LiveEngine, _remove_left_behind
 from slosched.errors import InvalidConfig, PeerUnreachable
 from slosched.experiment.children import ChildFailed
 from slosched.functions.context import Context
@@ -99,6 +100,16 @@ def test_a_controller_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("slosched.engines.live._READY_S", 0.2)
     with pytest.raises(PeerUnreachable):
         LiveEngine(["sample_functions"], address="127.0.0.1:1")
+
+
+def test_folders_of_programs_that_were_killed_are_removed(tmp_path: Path) -> None:
+    mine = tmp_path / f"slosched-engine-{os.getpid()}-abc"
+    left, other = tmp_path / f"slosched-engine-{2**31}-abc", tmp_path / "slosched-engine-x-y"
+    for folder in (mine, left, other):
+        folder.mkdir()
+        (folder / "worker-0.log").write_text("words")
+    _remove_left_behind(tmp_path)
+    assert mine.is_dir() and other.is_dir() and not left.exists()
 
 
 @pytest.mark.processes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,8 @@ _READY_S = 60.0
 #: How long a function may take to be loaded: its module, its init.
 _LOADED_S = 120.0
 _MOST_WORKERS = 64
+#: How the folders of logs begin, before the number of the program's process.
+_FOLDER = "slosched-engine-"
 #: `call` waits for the answer of another one for at most this time.
 _ROOM_S = 600.0
 
@@ -135,9 +138,9 @@ class LiveEngine:
     ) -> None:
         """Start the processes. `opened` ends them, and what else was opened for them."""
         if logs is None:
-            folder = Path(
-                opened.enter_context(tempfile.TemporaryDirectory(prefix="slosched-engine-"))
-            )
+            _remove_left_behind(Path(tempfile.gettempdir()))
+            prefix = f"{_FOLDER}{os.getpid()}-"
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
         else:
             folder = Path(logs)
             folder.mkdir(parents=True, exist_ok=True)
@@ -215,6 +218,19 @@ class LiveEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _remove_left_behind(temporary: Path) -> None:
+    """Remove the folders of engines whose program was killed."""
+    for folder in temporary.glob(f"{_FOLDER}*-*"):
+        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        with suppress(OSError):
+            if pid.isdecimal() and folder.stat().st_uid == os.getuid() and not _runs(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _importable(each: Offered) -> str:
