@@ -98,10 +98,9 @@ def test_what_is_printed_is_shown_in_part_and_never_kept(rig: FunctionRig) -> No
     rig.said.clear()
     done, value = rig.call("prints", 10**9, within_s=120)
     assert (done.code, value) == (0, 10**9)
-    assert soon(
-        lambda: rig.polled() and any("more lines were dropped" in each for each in rig.said)
-    )
-    assert len(rig.said) < 500
+    assert soon(lambda: rig.polled() and bool(rig.said))
+    others_are_served(rig)
+    assert len(rig.said) < 5000
     assert max(map(len, rig.said)) < 1000
 
 

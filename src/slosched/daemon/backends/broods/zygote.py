@@ -174,8 +174,6 @@ class Zygote:
                 code = _run(self._serve, socket.socket(fileno=fd))
             finally:
                 os._exit(code)
-        with contextlib.suppress(OSError):  # both sides do it: whichever comes first
-            os.setpgid(pid, pid)
         os.close(far)
         os.set_blocking(output, False)
         child = _Child(number, pid, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,3 +36,9 @@ def own_bytes(pid: int) -> int:
         return (int(fields[1]) - int(fields[2])) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def end_group(pid: int) -> None:
+    """End all processes of the group that `pid` leads, in one step: none of them can fork meanwhile."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

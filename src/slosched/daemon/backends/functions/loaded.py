@@ -150,19 +150,23 @@ class LoadedFunction:
             self._loader.send(packets.encode(self._order), (far.fileno(),))
 
     def _template_lost(self, words: str) -> None:
+        if self._loader is not None:
+            self._loader.step()  # what it said last
+            self._hear_loader()
         self._fail("the process that its calls are forked from ended")
 
     # --------------------------------------------------------------------------- processes
 
-    def take(self) -> CallChild | None:
-        """A process for a call, if one is ready."""
-        while self._idle:
+    def take(self, call: int) -> CallChild | None:
+        """A process for the call of this key, if one is ready."""
+        taken: CallChild | None = None
+        while self._idle and taken is None:
             child = self._idle.pop()
             if not child.ended:
-                self.fill()
-                return child
+                taken = child
+                taken.call = call
         self.fill()
-        return None
+        return taken
 
     def give_back(self, child: CallChild) -> None:
         """The process can take another call."""
@@ -224,7 +228,7 @@ class LoadedFunction:
 
     # ---------------------------------------------------------------------------- messages
 
-    def hear_loader(self, packet: bytes) -> bool:
+    def hear(self, packet: bytes) -> bool:
         """How the loading of a process ended. False for nonsense."""
         try:
             message = wire.from_loader.decode(packet)
@@ -264,12 +268,9 @@ class LoadedFunction:
 
     def step(self, now_ns: int) -> None:
         """Take what its template said, and do what is due."""
-        loader = self._loader
-        while loader is not None and loader.inbox:
-            if not self.hear_loader(loader.inbox.popleft()):
-                loader.kill("it sent nonsense")
-        if loader is not None and loader.ended and not self.failed:
-            self._fail(f"its process ended ({loader.ended})")
+        self._hear_loader()
+        if self._loader is not None and self._loader.ended:
+            self._fail(f"its process ended ({self._loader.ended})")
         if self.failed:
             return
         if not self.ready and now_ns >= self.due_ns:
@@ -279,6 +280,12 @@ class LoadedFunction:
             self._trim_ns = now_ns + _TRIM_NS
             self._trim(now_ns)
         self.fill()
+
+    def _hear_loader(self) -> None:
+        loader = self._loader
+        while loader is not None and loader.inbox:
+            if not self.hear(loader.inbox.popleft()):
+                loader.kill("it sent nonsense")
 
     def _trim(self, now_ns: int) -> None:
         if len(self._idle) > self._spares:

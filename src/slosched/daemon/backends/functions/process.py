@@ -63,6 +63,8 @@ class CallProcess:
 
     def serve(self) -> None:
         become_subreaper()  # what the function starts stays below this process, and is found
+        # A slot is one process: others give way, so that many leave time to those that end them.
+        os.register_at_fork(after_in_child=_give_way)
         own_bytes = _limit_memory(self._memory_bytes)
         self._tell(wire.Ready(self._pid, own_bytes))
         while True:
@@ -259,6 +261,11 @@ class _Host:
     def __init__(self, process: CallProcess) -> None:
         self.chained = process.chained
         self.taken_back = process.taken_back
+
+
+def _give_way() -> None:
+    with suppress(OSError):
+        os.nice(10)
 
 
 def _flush() -> None:

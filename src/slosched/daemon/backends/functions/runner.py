@@ -30,7 +30,7 @@ from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import ChildRunner, Watch
 from slosched.daemon.backends.functions import wire
-from slosched.daemon.backends.functions.guard import descendants, own_bytes
+from slosched.daemon.backends.functions.guard import descendants, end_group, own_bytes
 from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction, Root
 from slosched.daemon.backends.functions.parcels import Parcel, opened
 from slosched.functions.function import MAX_PAYLOAD_BYTES
@@ -42,6 +42,10 @@ _PROCESS_WITHIN_NS = 20 * NS_PER_S
 #: How often it is looked at what calls have started, running and suspended.
 _GUARD_NS = 50 * NS_PER_MS
 _GUARD_SUSPENDED_NS = NS_PER_S
+#: The same for calls that have started some: they may start more at any time.
+_GUARD_OFTEN_NS = 10 * NS_PER_MS
+#: One part in so many of the loop's time goes into looking at one call.
+_LOOK_SHARE = 50
 #: A call may have started that many processes that still live.
 MOST_PROCESSES = 64
 #: Results of children that a call has not taken yet.
@@ -223,7 +227,7 @@ class Runner:
             return
         call = RunningCall(op.action_id, function, op, now, frames)
         self._calls[call.key] = call
-        child = function.take()
+        child = function.take(call.key)
         if child is not None:
             self._begin(call, child, now)
         else:
@@ -241,7 +245,7 @@ class Runner:
             if call.key not in self._calls:
                 self._waiting.remove(call)
                 continue
-            child = call.function.take()
+            child = call.function.take(call.key)
             if child is not None:
                 self._waiting.remove(call)
                 self._begin(call, child, now)
@@ -254,7 +258,7 @@ class Runner:
     def _begin(self, call: RunningCall, child: CallChild, now: int) -> None:
         op = call.op
         assert op is not None
-        call.child, child.call = child, call.key
+        call.child = child
         try:
             parcel = Parcel(call.frames)
         except OSError as error:
@@ -366,7 +370,7 @@ class Runner:
         if child.loading:
             child.loading = False
             self._next_ns = 0
-            return "" if owner.hear_loader(packet) else "it sent nonsense"
+            return "" if owner.hear(packet) else "it sent nonsense"
         message = wire.from_call.decode(packet)
         if isinstance(message, wire.Ready):
             owner.is_ready(child, message)
@@ -505,18 +509,22 @@ class Runner:
         if now >= due_ns:
             reason = f"the time of a call, {format_duration(limit_ns)} (limit of its function)"
         elif now >= call.guard_ns:
-            reason = self._over_memory(call, child)
-            call.guard_ns = now + (_GUARD_NS if call.op is not None else _GUARD_SUSPENDED_NS)
+            reason = self._looked_at(call, child, now)
         if reason:
+            # Its template does that too, but those that fork without end leave it little time for it.
+            end_group(child.pid)
             self._end(call, Code.CALL_OVER_LIMIT, reason, now)
             return _NEVER_NS
         return min(due_ns, call.guard_ns)
 
-    def _over_memory(self, call: RunningCall, child: CallChild) -> str:
+    def _looked_at(self, call: RunningCall, child: CallChild, now: int) -> str:
         """What the call, with all that it started, takes too much of; empty if nothing."""
         pids = descendants(child.pid, MOST_PROCESSES + 1)
-        if not pids:
-            return ""  # its process alone, which RLIMIT_DATA bounds
+        if not pids:  # its process alone, which RLIMIT_DATA bounds
+            call.guard_ns = now + (_GUARD_NS if call.op is not None else _GUARD_SUSPENDED_NS)
+            return ""
+        look_ns = self._clock() - now  # some 40 us for each process
+        call.guard_ns = now + max(_GUARD_OFTEN_NS, _LOOK_SHARE * look_ns)
         if len(pids) > MOST_PROCESSES:
             return f"the processes that a call may have started, {MOST_PROCESSES}"
         limit_bytes = call.function.memory_bytes
