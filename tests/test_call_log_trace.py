@@ -148,6 +148,14 @@ def test_a_window_takes_the_calls_that_lie_in_it(tmp_path: Path) -> None:
         write_trace(run, tmp_path / "trace.json", Window(16 * MS, 17 * MS))
 
 
+def test_a_run_with_very_many_calls_is_cut_where_a_viewer_ends(tmp_path: Path) -> None:
+    calls = [a_call(n, 100 * n, 100 * n + 1, start=100 * n, exec=1) for n in range(40)]
+    run = a_run(tmp_path, calls, [])
+    written = write_trace(run, tmp_path / "trace.json", most_actions=10)
+    assert written.shortened and written.end_ns == 900 * MS
+    assert written.calls == 9
+
+
 def test_a_device_may_have_calls_and_no_action(tmp_path: Path) -> None:
     calls = [a_call(1, 0, 1, start=0, exec=1, worker_id=3, gpu_id=1)]
     run = a_run(tmp_path, calls, [a_part(1, 0, 0, 1)])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from slosched.analysis.intervals import Gpu, gpus_of
 from slosched.analysis.runs import read_actions, read_requests, read_rows, stated
 from slosched.analysis.stage_rows import read_stages
-from slosched.analysis.trace_calls import call_devices, call_events, call_times, read_calls
+from slosched.analysis.trace_calls import CallLog, call_events
 from slosched.analysis.trace_events import (
     Stages,
     action_events,
@@ -130,13 +130,15 @@ def write_trace(
     path = actions.path
     log = _requests_of(run_dir)
     sent = actions["t"] - actions["controller_result_enqueue"]
-    start_ns, end_ns = _run_span(run_dir, actions, sent, log)
-    on_gpus = _on_gpus(actions, window.gpus, run_dir)
-    until_ns, shortened = _end_of(window, sent[on_gpus] - start_ns, end_ns - start_ns, most_actions)
+    call_rows = CallLog(run_dir)
+    start_ns, end_ns = _run_span(actions, sent, log, call_rows)
+    on_gpus = _on_gpus(actions, window.gpus, call_rows)
+    begun = np.concatenate((sent[on_gpus], call_rows.arrived[call_rows.on(window.gpus)]))
+    until_ns, shortened = _end_of(window, begun - start_ns, end_ns - start_ns, most_actions)
     inside = (actions["t"] - start_ns >= window.start_ns) & (sent - start_ns < until_ns)
     rows = np.flatnonzero(inside & on_gpus)
     span = (window.start_ns, until_ns)
-    calls = read_calls(run_dir, start_ns, span, window.gpus)
+    calls = call_rows.within(start_ns, span, window.gpus)
     if not len(rows) and not len(calls):
         raise InvalidConfig(
             f"no action from {format_duration(window.start_ns)} to {format_duration(until_ns)} in "
@@ -174,15 +176,12 @@ def write_trace(
 
 
 def _run_span(
-    run_dir: Path, actions: LogTable, sent: Column, log: LogTable | None
+    actions: LogTable, sent: Column, log: LogTable | None, calls: CallLog
 ) -> tuple[int, int]:
     """When the first thing of a run began and the last one ended, in wall-clock ns."""
-    spans = [(int(sent.min()), int(actions["t"].max()))]
+    spans = [(int(sent.min()), int(actions["t"].max())), *calls.span()]
     if log is not None:
         spans.append((int((log["t"] - log["latency"]).min()), int(log["t"].max())))
-    calls = call_times(run_dir)
-    if calls is not None:
-        spans.append(calls)
     return min(begin for begin, _ in spans), max(end for _, end in spans)
 
 
@@ -229,14 +228,14 @@ def _stages(run_dir: Path, asked: Columns, rows: Column, start_ns: int) -> Stage
     return {known[request]: stages for request, stages in read_stages(run_dir, known).items()}
 
 
-def _on_gpus(actions: LogTable, gpus: Collection[Gpu], run_dir: Path) -> Column:
+def _on_gpus(actions: LogTable, gpus: Collection[Gpu], calls: CallLog) -> Column:
     """True for the rows of `gpus`. Raises InvalidConfig for one that is in no row, and ran no call."""
     if not gpus:
         return np.ones(len(actions), bool)
     chosen = np.zeros(len(actions), bool)
     for gpu in gpus:
         rows = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
-        if not rows.any() and gpu not in call_devices(run_dir):
+        if not rows.any() and not calls.on([gpu]).any():
             known = ", ".join(str(known) for known in gpus_of(actions.columns)[:20])
             raise InvalidConfig(f"{actions.path} has no action of {gpu}; its GPUs are {known}")
         chosen |= rows

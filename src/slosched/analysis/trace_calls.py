@@ -8,7 +8,7 @@ awaited last to where the parent went on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import itemgetter
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slosched.analysis.intervals import Gpu
 from slosched.analysis.runs import find_log
@@ -24,7 +25,6 @@ from slosched.analysis.trace_file import TraceFile
 from slosched.codes import code_name
 from slosched.telemetry import call_log, call_part_log
 from slosched.telemetry.call_graph import CallGraph, Part, RecordedCall, read_call_graph
-from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_US
 
 #: The first track of calls; those of actions have lower numbers.
@@ -32,6 +32,8 @@ _FIRST_TRACK = 1_000
 _TRACKS_A_DEVICE = 1_000
 #: Two parts that follow each other in a slot may overlap by this much: a worker's clock is not known exactly.
 _CLOCK_NS = 20 * NS_PER_US
+
+_TIMES = ("t", "latency", "worker_id", "gpu_id")
 
 Event = dict[str, Any]
 Timed = tuple[int, Event]
@@ -48,47 +50,38 @@ class TracedCalls:
         return len(self.graph.calls)
 
 
-def call_times(run_dir: Path) -> tuple[int, int] | None:
-    """When the first call of a run arrived and the last one ended, in wall-clock ns; None without calls."""
-    log = _log(run_dir)
-    if log is None or not len(log):
-        return None
-    return int((log["t"] - log["latency"]).min()), int(log["t"].max())
+class CallLog:
+    """When the calls of a run were unfinished, and on which device; `arrived` and `ended` are wall-clock ns."""
 
+    def __init__(self, run_dir: Path) -> None:
+        self._path = find_log(run_dir, call_log.FILE_NAME)
+        self._parts = find_log(run_dir, call_part_log.FILE_NAME)
+        columns = {name: np.empty(0, np.int64) for name in _TIMES}
+        if self._path is not None:
+            columns |= call_log.read_call_log(self._path, only=_TIMES).columns
+        self.ended = columns["t"]
+        self.arrived = self.ended - columns["latency"]
+        self._worker, self._gpu = columns["worker_id"], columns["gpu_id"]
 
-def call_devices(run_dir: Path) -> set[Gpu]:
-    """The devices that ran calls."""
-    log = _log(run_dir)
-    pairs = (
-        [] if log is None else zip(log["worker_id"].tolist(), log["gpu_id"].tolist(), strict=True)
-    )
-    return {Gpu(*pair) for pair in pairs}
+    def span(self) -> list[tuple[int, int]]:
+        """When the first call arrived and the last one ended; [] without calls."""
+        return [(int(self.arrived.min()), int(self.ended.max()))] if len(self.ended) else []
 
+    def on(self, gpus: Sequence[Gpu]) -> NDArray[np.bool_]:
+        """True for the calls on these devices; all, if `gpus` is empty."""
+        if not gpus:
+            return np.ones(len(self.ended), bool)
+        chosen = [(self._worker == g.worker_id) & (self._gpu == g.gpu_id) for g in gpus]
+        found: NDArray[np.bool_] = np.any(chosen, axis=0)
+        return found
 
-def read_calls(
-    run_dir: Path, start_ns: int, span: tuple[int, int], gpus: tuple[Gpu, ...]
-) -> TracedCalls:
-    """The calls that were unfinished at some time of `span` (ns after `start_ns`), on these `gpus` (none: all).
-
-    Raises MalformedLog.
-    """
-    log, path = _log(run_dir), find_log(run_dir, call_log.FILE_NAME)
-    if log is None or path is None:
-        return TracedCalls(CallGraph({}, []), start_ns)
-    end = log["t"] - start_ns
-    inside = (end >= span[0]) & (end - log["latency"] < span[1])
-    if gpus:
-        chosen = [
-            (log["worker_id"] == gpu.worker_id) & (log["gpu_id"] == gpu.gpu_id) for gpu in gpus
-        ]
-        inside &= np.any(chosen, axis=0)
-    parts = find_log(run_dir, call_part_log.FILE_NAME)
-    return TracedCalls(read_call_graph(path, parts, rows=np.flatnonzero(inside)), start_ns)
-
-
-def _log(run_dir: Path) -> LogTable | None:
-    path = find_log(run_dir, call_log.FILE_NAME)
-    return None if path is None else call_log.read_call_log(path)
+    def within(self, start_ns: int, span: tuple[int, int], gpus: Sequence[Gpu]) -> TracedCalls:
+        """The calls that were unfinished at some time of `span` (ns after `start_ns`). Raises MalformedLog."""
+        if self._path is None:
+            return TracedCalls(CallGraph({}, []), start_ns)
+        inside = (self.ended - start_ns >= span[0]) & (self.arrived - start_ns < span[1])
+        rows = np.flatnonzero(inside & self.on(gpus))
+        return TracedCalls(read_call_graph(self._path, self._parts, rows=rows), start_ns)
 
 
 def call_events(

@@ -99,10 +99,14 @@ def trace(
         say(_summary(traced))
     if traced.shortened:
         warn(
-            f"this run has {traced.of_actions} actions, too many for a viewer: the trace ends at "
-            f"{format_duration(traced.end_ns)} of {format_duration(traced.run_ns)}; --from and --to "
-            "choose another part"
+            f"this run has {traced.of_actions} actions{_and_calls(traced)}, too many for a viewer: the "
+            f"trace ends at {format_duration(traced.end_ns)} of {format_duration(traced.run_ns)}; --from "
+            "and --to choose another part"
         )
+
+
+def _and_calls(traced: Traced) -> str:
+    return " and calls of functions" if traced.calls else ""
 
 
 def _summary(traced: Traced) -> str:

@@ -11,17 +11,19 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slosched.call_messages import MOST_CHILDREN
-from slosched.telemetry.call_log import read_call_log
+from slosched.telemetry.call_log import COLUMNS, read_call_log
 from slosched.telemetry.call_part_log import read_call_part_log
 from slosched.telemetry.log_lines import MalformedLog
-from slosched.telemetry.table import LogTable
 
 Rows = NDArray[np.intp]
+#: Columns of a whole log that are in memory at once where some rows are wanted.
+_AT_ONCE = 4
 
 
 @dataclass(slots=True)
@@ -140,8 +142,7 @@ def read_call_graph(
 
     Raises MalformedLog if a file is damaged, or a call is said to be its own ancestor.
     """
-    log = read_call_log(calls_at)
-    calls = _calls(log, rows)
+    calls = _calls(calls_at, _columns(calls_at, rows))
     roots = []
     for call in calls.values():
         if call.parent_id < 0:
@@ -164,16 +165,25 @@ def read_call_graph(
     return CallGraph(calls, roots)
 
 
-def _calls(log: LogTable, rows: Rows | None) -> dict[int, RecordedCall]:
-    order = np.arange(len(log)) if rows is None else rows
-    order = order[np.argsort(log["call_id"][order], kind="stable")]
-    columns = {name: column[order].tolist() for name, column in log.columns.items()}
+def _columns(path: Path, rows: Rows | None) -> dict[str, list[Any]]:
+    """The columns of the log, by call. With `rows` few whole columns are in memory at a time."""
+    names = tuple(COLUMNS)
+    step = len(names) if rows is None else _AT_ONCE
+    taken: dict[str, NDArray[Any]] = {}
+    for first in range(0, len(names), step):
+        log = read_call_log(path, only=names[first : first + step])
+        taken |= {name: c if rows is None else c[rows] for name, c in log.columns.items()}
+    order = np.argsort(taken["call_id"], kind="stable")
+    return {name: column[order].tolist() for name, column in taken.items()}
+
+
+def _calls(path: Path, columns: dict[str, list[Any]]) -> dict[int, RecordedCall]:
     calls: dict[int, RecordedCall] = {}
     for at, call_id in enumerate(columns["call_id"]):
         end_ns, start = columns["t"][at], columns["start"][at]
         arrival_ns = end_ns - columns["latency"][at]
         if call_id in calls:
-            raise MalformedLog(f"{log.path}: two rows are of call {call_id}")
+            raise MalformedLog(f"{path}: two rows are of call {call_id}")
         calls[call_id] = RecordedCall(
             call_id=call_id,
             parent_id=columns["parent_id"][at],

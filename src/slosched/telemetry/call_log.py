@@ -9,7 +9,7 @@ counts from its arrival (-1: it did not begin). From its begin to `t` it ran for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slosched.core.scheduler.interface import CallRecord
@@ -91,6 +91,6 @@ def _one_line(name: str) -> str:
     return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
-def read_call_log(path: Path) -> LogTable:
-    """Return the columns of the log at `path`. Raises MalformedLog."""
-    return read_table(path, COLUMNS)
+def read_call_log(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Return the columns of the log at `path`, or those in `only`. Raises MalformedLog."""
+    return read_table(path, COLUMNS, only=only)
