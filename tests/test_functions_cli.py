@@ -103,6 +103,9 @@ def test_a_controllers_functions_are_listed_apart_from_its_models() -> None:
         models = invoke("models", controller.address)
         assert "toy" in models.stdout and "fibonacci" not in models.stdout
         assert f"{len(controller.names)} function(s) as well" in models.stdout
+        documents = json.loads(invoke("models", controller.address, "--json").stdout)["models"]
+        functions = {each["name"]: each["function"] for each in documents}
+        assert functions["toy"] is None and functions["fibonacci"]["slo_ns"] == 2 * 10**9
 
 
 def test_a_controller_without_functions_says_how_to_have_some(

@@ -126,7 +126,10 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
         import msgspec
 
         # A ModelInfo is an array on the wire; programs that read this want names.
-        documents = [{f: getattr(m, f) for f in m.__struct_fields__} for m in loaded]
+        documents: list[dict[str, Any]] = [msgspec.structs.asdict(m) for m in loaded]
+        for each in documents:
+            if each["function"] is not None:
+                each["function"] = msgspec.structs.asdict(each["function"])
         print_json({"models": msgspec.to_builtins(documents), "loadable": list(loadable)})
         return
     models_alone = tuple(each for each in loaded if each.function is None)
