@@ -353,6 +353,41 @@ def test_a_line_for_each_cascade_is_there_with_cascades_alone(page: Page) -> Non
     expect(page.locator("#cascades")).to_be_hidden()
 
 
+def test_functions_and_slots_are_there_with_functions_alone(page: Page) -> None:
+    simulation, recent = simulated()
+    plain = told(simulation, recent)
+    row = {
+        "name": EVIL,
+        "gpu": False,
+        "queued": 3,
+        "ready_on": 2,
+        "calls": 1234,
+        "failed": 5,
+        "cold": 1,
+        "wait_us": 1500,
+        "run_us": 250.5,
+        "suspended_us": 0,
+    }
+    host = {"host": True, "slots": 4, "running": 4, "suspended": 7, "outstanding": 6}
+    gpus = [plain["gpus"][0] | host, *plain["gpus"][1:]]
+    page.goto(serve(page, plain | {"functions_in_all": 60, "functions": [row], "gpus": gpus}))
+    cells = page.locator("#functions tbody td")
+    expect(cells).to_have_text(
+        [EVIL, "host", "2", "3", "1\u202f234", "5", "1", "1.50", "0.25", "0.00"]
+    )
+    expect(page.locator("#functions-count")).to_have_text("1 of 60 functions")
+    expect(page.locator("#gpus tbody tr").first).to_contain_text("(host, 4 slots)")
+    expect(page.locator("#gpus tbody tr").first).to_contain_text("6, 7 suspended")
+    has_no_sideways_scroll(page, 800)
+    page.unroute_all()
+    page.goto(serve(page, plain | {"functions_in_all": 60}))  # none has a name that fits the filter
+    expect(page.locator("#functions tbody")).to_have_text("no function of that name is offered")
+    page.unroute_all()
+    page.goto(serve(page, plain))
+    expect(page.locator("#connection")).to_have_text("connected")
+    expect(page.locator("#functions-section")).to_be_hidden()
+
+
 def test_the_page_follows_the_scheme_and_is_reached_by_keyboard(page: Page) -> None:
     page.goto(serve(page, crowded()))
     expect(page.locator("#connection")).to_have_text("connected")
