@@ -20,7 +20,7 @@ def test_a_seed_that_fails_is_told_with_the_command_that_repeats_it(
 ) -> None:
     """Calls that await and never go on: the first seeds with children show it."""
     monkeypatch.setattr(CallKind, "_ready", lambda self, action, state: None)
-    result = CliRunner().invoke(app, ["fuzz", "--calls", "--seeds", "8"])
+    result = CliRunner().invoke(app, ["fuzz", "--calls", "--seeds", "30"])
     assert result.exit_code == 1
     assert "FAILED" in result.output
     assert "again: slosched fuzz --calls --seeds 1 --first" in result.output

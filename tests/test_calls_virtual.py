@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from slosched.codes import Code
+from slosched.config import GpuProfile, ModelProfile
 from slosched.core.invariants import InvariantViolated
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
@@ -167,6 +168,65 @@ def test_a_call_that_was_lost_on_the_way_is_answered() -> None:
     outcome = run(function("f", Run(MS)), faults=plan, settle_ns=20 * NS_PER_S)
     assert outcome.answers[0].code != 0
     assert outcome.bodies == {}
+
+
+def test_a_client_that_leaves_takes_its_graph_along() -> None:
+    """CallSimulation checks that no process, frame and request of it is left."""
+    outcome = run(
+        function("f", Chain("g", 8), ALL),
+        function("g", Chain("h", 8), ALL),
+        function("h", Run(50 * MS)),
+        slots=2,
+        leave_ns=60 * MS,
+    )
+    assert outcome.answers[0].lost
+    assert len(outcome.bodies) < 20
+    ends = [each.code for each in outcome.calls]
+    assert len(ends) > len(outcome.bodies) and set(ends) <= {Code.OK, Code.CANCELLED}
+
+
+@pytest.mark.parametrize("cluster_id", ["", "cluster"])
+def test_a_new_controller_finds_no_call_of_the_old_one(cluster_id: str) -> None:
+    plan = FaultPlan((Fault("restart", "controller", 20 * MS, for_ns=200 * MS),))
+    host = HostPlan((function("f", Chain("g", 4), ALL), function("g", Run(100 * MS))), slots=2)
+    arrivals = [CallArrival(at_ns=at_ns, function="f") for at_ns in (0, 5 * NS_PER_S)]
+    outcome = simulate_calls(
+        CallSpec(hosts=(host,), arrivals=tuple(arrivals), faults=plan, cluster_id=cluster_id)
+    )
+    first, second = outcome.answers
+    assert (first.lost, second.code) == (True, 0)
+    assert set(outcome.bodies.values()) == {1}
+
+
+def test_a_suspended_call_whose_process_ends_is_answered_and_its_children_are_taken_back() -> None:
+    plan = FaultPlan((Fault("end", "worker 0 GPU 0", 0, for_ns=2 * MS, probability=1.0),))
+    outcome = run(
+        function("f", Chain("g", 4), ALL), function("g", Run(100 * MS)), slots=2, faults=plan
+    )
+    assert outcome.answers[0].code == Code.MODEL_PROCESS_ENDED
+    assert "while it was suspended" in outcome.answers[0].replies[0].reason
+    assert {each.code for each in outcome.calls if each.function == "g"} <= {
+        Code.CANCELLED,
+        Code.MODEL_PROCESS_ENDED,
+    }
+
+
+def test_functions_of_gpus_run_beside_models_on_the_gpus_and_their_children_on_the_host() -> None:
+    profile = ModelProfile(
+        name="net", exec_ns={1: 2 * MS}, weights_ns=MS, weights_bytes=1, input_shape=(1,)
+    )
+    functions = (function("f", Run(2 * MS), Chain("g"), ALL, gpu=True), function("g", Run(MS)))
+    names = ("f", "net", "f", "net", "f")
+    outcome = simulate_calls(
+        CallSpec(
+            hosts=(HostPlan(functions),),
+            arrivals=tuple(CallArrival(at_ns=0, function=name, slo_ns=NS_PER_S) for name in names),
+            gpus=1,
+            profile=GpuProfile("small", {"net": profile}, weights_cache_bytes=9, page_bytes=1),
+        )
+    )
+    assert [each.code for each in outcome.answers] == [0] * 5
+    assert {(each.function, each.gpu_id) for each in outcome.calls} == {("f", 0), ("g", 1)}
 
 
 # ----------------------------------------------------------------------- graphs by chance

@@ -16,7 +16,7 @@ from slosched.core.worker.emulated_calls import (
     Step,
     TakeBack,
 )
-from slosched.core.worker.interface import CallAwaits, CallChained, EndCall
+from slosched.core.worker.interface import CallAwaits, CallChained, CallLost, EndCall
 from slosched.messages import (
     CallResult,
     CallResumed,
@@ -235,6 +235,31 @@ def test_a_function_stays_ready_while_a_call_is_unfinished() -> None:
         )
     )
     assert worker.take(EvictWeightsResult)
+
+
+def test_a_suspended_call_whose_process_ends_is_answered() -> None:
+    worker = parent(Chain("leaf"), ALL, slots=2)
+    number = worker.call()
+    worker.sent.clear()
+    key = next(iter(worker.brain._ledger.calls.begun))
+    worker.host._push(worker.now, None, CallLost(key, Code.MODEL_PROCESS_ENDED, "it died"))
+    worker.run(MS)
+    assert worker.ended(Code.MODEL_PROCESS_ENDED, number) == "it died"
+    assert worker.reply(number, 0) is None
+    nothing_left(worker)
+
+
+def test_the_process_of_a_call_that_runs_again_is_reported_by_its_op_alone() -> None:
+    worker = parent(Chain("leaf"), ALL, Run(2 * MS))
+    number = worker.call()
+    worker.sent.clear()
+    key = next(iter(worker.brain._ledger.calls.begun))
+    worker.reply(number, 0)
+    assert worker.take(CallResumed)
+    worker.stepper.handle(CallLost(key, Code.MODEL_PROCESS_ENDED, "late"), now_ns=worker.now)
+    worker.run(2 * MS)
+    assert worker.take(CallResult).action_id == number
+    nothing_left(worker)
 
 
 def test_a_process_that_held_a_function_ready_may_end_while_its_calls_run() -> None:

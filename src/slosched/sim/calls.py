@@ -7,7 +7,7 @@ are not trusted: what must hold is looked at where bodies begin, and where answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from slosched.config import GpuProfile, SchedulerConfig
@@ -16,37 +16,24 @@ from slosched.core.scheduler.interface import (
     ActionRecord,
     CallPart,
     CallRecord,
-    FromClient,
     Note,
     RequestRecord,
 )
 from slosched.core.worker.emulated_calls import mark_of
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.messages import (
-    PROTOCOL_VERSION,
-    CancelRequest,
-    ClientHeartbeat,
-    ClientHello,
-    ClientMessage,
-    ControllerToClient,
-    Goodbye,
-    InferReply,
-    InferRequest,
-    LoadModelReply,
-    LoadModelRequest,
-)
+from slosched.sim.caller import Answered as Answered
+from slosched.sim.caller import CallArrival as CallArrival
+from slosched.sim.caller import Caller
 from slosched.sim.cluster import SimCluster
 from slosched.sim.faults import FaultPlan
 from slosched.sim.hosts import HostPlan
 from slosched.sim.injector import Injector
 from slosched.sim.kernel import Kernel
-from slosched.sim.marks import Framed, Payload
-from slosched.sim.network import SMALL_MESSAGE_BYTES, Network
+from slosched.sim.network import Network
 from slosched.sim.node import WorkerClock, WorkerNode
 from slosched.sim.spec import sub_seed
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
-CALLER = b"caller"
 _NO_GPU = GpuProfile("none", {}, weights_cache_bytes=1, page_bytes=1)
 #: The workers' processes are numbered from here, and those that follow a crash far from the first ones.
 _FIRST_INCARNATION, _INCARNATIONS_APART = 100, 1_000_000
@@ -60,29 +47,12 @@ class CallsFailed(SloschedError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallArrival:
-    """A client's call: `at_ns` after the start. It follows script `number` of its function.
-
-    The name may be that of a model too: then it is an inference without an input. It is taken back
-    `cancel_after_ns` after it was sent (-1: it is not).
-    """
-
-    at_ns: int
-    function: str
-    slo_ns: int = 0
-    number: int = 0
-    size_class: int = 0
-    near: str = ""
-    in_bytes: int = 64
-    cancel_after_ns: int = -1
-
-
-@dataclass(frozen=True, kw_only=True)
 class CallSpec:
     """Everything that a run of calls depends on. `hosts` has the host of each worker.
 
     Each worker has `gpus` GPUs of `profile` besides, whose models are served beside the functions. Every call
-    must be answered `settle_ns` after the last arrival and the last fault.
+    must be answered `settle_ns` after the last arrival and the last fault. Controllers of one `cluster_id` take
+    over from each other. The client leaves at `leave_ns` (-1: when it has its answers).
     """
 
     hosts: tuple[HostPlan, ...]
@@ -95,6 +65,8 @@ class CallSpec:
     settle_ns: int = 10 * NS_PER_S
     gpus: int = 0
     profile: GpuProfile = _NO_GPU
+    cluster_id: str = ""
+    leave_ns: int = -1
 
     def __post_init__(self) -> None:
         if not self.hosts:
@@ -118,21 +90,6 @@ class CallSpec:
         return list(dict.fromkeys([*functions, *(self.profile.models if self.gpus else ())]))
 
 
-@dataclass(slots=True)
-class Answered:
-    """What became of one arrival. `replies` has one answer when all is well."""
-
-    arrival: CallArrival
-    mark: bytes
-    sent_ns: int = -1
-    answered_ns: int = -1
-    replies: list[InferReply] = field(default_factory=list)
-
-    @property
-    def code(self) -> int:
-        return self.replies[0].code if self.replies else -1
-
-
 @dataclass
 class CallOutcome:
     """What a run produced, in order. `bodies` has the marks of the calls that began, and how often each did."""
@@ -146,98 +103,6 @@ class CallOutcome:
     notes: list[str] = field(default_factory=list)
     end_ns: int = 0  # from the start to the last answer
     events: int = 0
-
-
-class _Caller:
-    """The client: it says hello, loads the functions, sends and counts."""
-
-    def __init__(self, cluster: SimCluster, models: Collection[str]) -> None:
-        self._kernel = cluster.kernel
-        self._models = models
-        self._wire = cluster.add_client(CALLER, self._receive)
-        self._asked = 0
-        self._loading: dict[int, str] = {}
-        self.model_ids: dict[str, int] = {}
-        self.problem = ""
-        self._by_request: dict[int, Answered] = {}
-        self.unanswered = 0
-        self._ended = False
-
-    def start(self) -> None:
-        self._say(ClientHello(PROTOCOL_VERSION, 7, "calls"))
-        self._beat(None)
-
-    def leave(self) -> None:
-        self._ended = True
-        self._say(Goodbye())
-
-    def load(self, name: str) -> None:
-        self._asked += 1
-        self._loading[self._asked] = name
-        self._say(LoadModelRequest(self._asked, name))
-
-    def call(self, answered: Answered) -> None:
-        arrival = answered.arrival
-        self._asked = request_id = self._asked + 1
-        self._by_request[request_id] = answered
-        self.unanswered += 1
-        answered.sent_ns = self._kernel.now_ns
-        request = InferRequest(
-            request_id=request_id,
-            model_id=self.model_ids[arrival.function],
-            slo_ns=arrival.slo_ns,
-            length=arrival.size_class,
-            near=arrival.near,
-        )
-        event = FromClient(CALLER, request)
-        if arrival.in_bytes and arrival.function not in self._models:
-            payload = Payload(answered.mark, arrival.in_bytes)
-            self._wire.send(Framed(event, (payload,)), SMALL_MESSAGE_BYTES + arrival.in_bytes)
-        else:
-            self._wire.send(event)
-        if arrival.cancel_after_ns >= 0:
-            at_ns = self._kernel.now_ns + arrival.cancel_after_ns
-            self._kernel.at(at_ns, self._say, CancelRequest(request_id))
-
-    def pause(self) -> None:
-        """The caller has nothing that could stand still: its calls are sent at their times."""
-
-    def resume(self) -> None:
-        """Nothing stood still."""
-
-    def _say(self, message: ClientMessage) -> None:
-        self._wire.send(FromClient(CALLER, message))
-
-    def _beat(self, _: object) -> None:
-        if not self._ended:
-            self._say(ClientHeartbeat(self._kernel.now_ns))
-            self._kernel.at(self._kernel.now_ns + NS_PER_S, self._beat)
-
-    def _receive(self, message: ControllerToClient | Framed) -> None:
-        frames: tuple[Payload, ...] = ()
-        if isinstance(message, Framed):
-            frames, message = tuple(message.frames), message.message
-        if isinstance(message, LoadModelReply):
-            name = self._loading.pop(message.request_id)
-            if message.code:
-                self.problem = f"cannot load the function {name!r}: {message.reason}"
-            else:
-                self.model_ids[name] = message.models[0].model_id
-        elif isinstance(message, InferReply):
-            self._answered(message, frames)
-
-    def _answered(self, reply: InferReply, frames: tuple[Payload, ...]) -> None:
-        answered = self._by_request[reply.request_id]
-        answered.replies.append(reply)
-        name = answered.arrival.function
-        if len(answered.replies) > 1:
-            codes = [each.code for each in answered.replies]
-            raise InvariantViolated(f"a call of {name!r} is answered more than once: {codes}")
-        answered.answered_ns = self._kernel.now_ns
-        self.unanswered -= 1
-        if frames and (reply.code or frames[0].mark != answered.mark):
-            got = frames[0].mark.hex()
-            raise InvariantViolated(f"a call of {name!r} got the result of another: {got}")
 
 
 class CallTruth:
@@ -274,10 +139,11 @@ class CallSimulation:
             on_note=self._note,
             seed=sub_seed(spec.seed, "network"),
             check=spec.check,
+            cluster_id=spec.cluster_id,
         )
         self.cluster.controller.on_call = self.outcome.calls.append
         self.cluster.controller.on_call_part = self.outcome.parts.append
-        self._caller = _Caller(self.cluster, spec.profile.models)
+        self._caller = Caller(self.cluster, spec.names, spec.profile.models)
         self._start_ns = self.kernel.now_ns
 
     def _node(self, worker_id: int, crashes: int) -> WorkerNode:
@@ -312,6 +178,8 @@ class CallSimulation:
             answered = Answered(arrival, mark_of(arrival.number, b"caller" + identity))
             outcome.answers.append(answered)
             kernel.at(start_ns + arrival.at_ns, self._caller.call, answered)
+        if spec.leave_ns >= 0:
+            kernel.at(start_ns + spec.leave_ns, self._caller.leave)
         faults_end_ns = 0 if spec.faults is None else spec.faults.end_ns
         last_ns = max([faults_end_ns, *(arrival.at_ns for arrival in spec.arrivals)])
         kernel.run_until(start_ns + last_ns)
@@ -329,15 +197,12 @@ class CallSimulation:
 
     def _load(self) -> None:
         caller, kernel = self._caller, self.kernel
+        kernel.run_until(kernel.now_ns + 100 * NS_PER_MS)  # the workers join
         caller.start()
-        names = self.spec.names
-        kernel.run_until(kernel.now_ns + 100 * NS_PER_MS)
-        for name in names:
-            caller.load(name)
         until_ns = kernel.now_ns + _READY_WITHIN_NS
-        while len(caller.model_ids) < len(names) and not caller.problem:
+        while not caller.ready and not caller.problem:
             if kernel.now_ns >= until_ns:
-                missing = [name for name in names if name not in caller.model_ids]
+                missing = [name for name in self.spec.names if name not in caller.model_ids]
                 raise CallsFailed(
                     f"not loaded within {format_duration(_READY_WITHIN_NS)}: {missing}"
                 )
@@ -346,7 +211,7 @@ class CallSimulation:
             raise CallsFailed(caller.problem)
 
     def _check_answered(self) -> None:
-        missing = [each for each in self.outcome.answers if not each.replies]
+        missing = [each for each in self.outcome.answers if not each.replies and not each.lost]
         if missing:
             names = ", ".join(each.arrival.function for each in missing[:5])
             raise InvariantViolated(

@@ -36,10 +36,14 @@ from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 MOST_CALLS_OF_A_CASE = 400
 #: No graph of a case without faults takes this long, unless it does not go on at all.
 LONG_NS = 600 * NS_PER_S
-#: What may befall the host of a worker (faults.py). The controller and the caller go on.
+#: What may befall workers and the controller (faults.py). The caller goes on.
 _KINDS = (
     "crash",
     "leave",
+    "restart",
+    "drain",
+    "intrude",
+    "jump",
     "pause",
     "slow",
     "raise",
@@ -264,6 +268,10 @@ class DrawnCalls:
             faults=faults,
             gpus=self._gpus,
             profile=_PROFILE,
+            cluster_id=draw.choice(("", "cluster")),
+            leave_ns=-1
+            if self._calm or draw.random() < 0.8
+            else draw.choice((NS_PER_MS, 30 * NS_PER_MS)),
             # Without faults all is over by then, and with them an answer that was lost is missed for this long.
             settle_ns=LONG_NS if self._calm else 100 * NS_PER_S,
         )

@@ -28,6 +28,7 @@ from slosched.core.worker.emulated import SplitMix64
 from slosched.core.worker.interface import (
     CallAwaits,
     CallChained,
+    CallLost,
     ChildTakenBack,
     DeviceEvent,
     Op,
@@ -38,6 +39,9 @@ from slosched.core.worker.interface import (
 )
 from slosched.messages import Span
 from slosched.units import format_duration
+
+#: A fault: how long a suspended call has been when its process ends.
+_DIES_AFTER_NS = 1_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +61,13 @@ class _Life:
     end: tuple[Code, str] | None = None  # how it ends when what it runs is over
     marks: list[bytes] = field(default_factory=list)  # of its children
     answers: dict[int, tuple[int, str]] = field(default_factory=dict)  # code and reason, by child
+
+
+def _lost(life: _Life) -> CallLost:
+    reason = (
+        f"the process of a call of {life.function.name!r} ended while it was suspended, by a fault"
+    )
+    return CallLost(life.key, Code.MODEL_PROCESS_ENDED, reason)
 
 
 class EmulatedHost:
@@ -88,8 +99,8 @@ class EmulatedHost:
         self._on_begin = on_begin
         self._random = SplitMix64(tag * 0x10001 + gpu_id + 1)
         #: Fault injection, as on an emulated GPU: a multiplier on run times; the share of parts of calls in
-        #: which the call raises, and the share in which its process ends; the share of functions that do not
-        #: get ready.
+        #: which the call raises, and the share in which, or behind which, its process ends; the share of
+        #: functions that do not get ready.
         self.slowdown = 1.0
         self.failing = self.ending = self.spoiling = 0.0
         self._running = 0
@@ -139,7 +150,9 @@ class EmulatedHost:
         due = self._due
         while due and due[0][0] <= now_ns:
             at_ns, _, life, event = heappop(due)
-            if event is not None:
+            if isinstance(event, CallLost):
+                self._lose_suspended(event, events)
+            elif event is not None:
                 events.append(event)
             elif life is not None and self._lives.get(life.key) is life:
                 self._go_on(life, at_ns, events)
@@ -227,6 +240,8 @@ class EmulatedHost:
         children = step.children or tuple(range(len(life.marks)))
         if any(child not in life.answers for child in children):
             events.append(CallAwaits(life.op_id, self._part(life, now_ns), children))
+            if self._falls(self.ending):
+                self._push(now_ns + _DIES_AFTER_NS, life, _lost(life))
             return False
         life.place += 1
         failed = next((c for c in children if life.answers[c][0]), None)
@@ -342,6 +357,13 @@ class EmulatedHost:
         life.device._push(now_ns, None, events[0])
 
     # ------------------------------------------------------------------------------- faults
+
+    def _lose_suspended(self, event: CallLost, events: list[DeviceEvent]) -> None:
+        """The process of a call ends, if it is suspended still."""
+        life = self._lives.get(event.action_id)
+        if life is not None and life.op_id < 0:
+            del self._lives[event.action_id]
+            events.append(event)
 
     def lose(self, name: str, *, now_ns: int) -> None:
         """The process that held the function `name` ready ends. Calls have their own, and go on."""
