@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from calls_rig import COLD_NS, FOREVER_NS, MS, CallingWorker, function
 from slosched.codes import Code
+from slosched.core.worker.calls import CallState
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
@@ -17,6 +20,9 @@ from slosched.core.worker.emulated_calls import (
     TakeBack,
 )
 from slosched.core.worker.interface import CallAwaits, CallChained, CallLost, EndCall
+from slosched.core.worker.lanes import PREEMPTIVE_LANES, Role
+from slosched.core.worker.state import GpuState, PendingAction
+from slosched.core.worker.state import Step as LaneStep
 from slosched.messages import (
     CallResult,
     CallResumed,
@@ -29,6 +35,7 @@ from slosched.messages import (
     EvictWeights,
     EvictWeightsResult,
     FunctionInfo,
+    GpuInfo,
     Infer,
     Span,
     UnloadModel,
@@ -588,3 +595,32 @@ def test_cold_starts_take_their_time() -> None:
     assert worker.sent == []
     worker.run(1)
     assert worker.sent[0].span == Span(begin, begin + COLD_NS, COLD_NS)
+
+
+def test_nothing_goes_beside_a_call_on_a_preemptive_gpu() -> None:
+    """An urgent Infer interrupts another Infer at a boundary; a call has none."""
+    worker = CallingWorker([function("f", Run(MS))])
+    gpu = GpuState(GpuInfo(0, "gpu", 9, 1000), PREEMPTIVE_LANES)
+    pipeline, started = worker.brain._pipeline, []
+    lane = gpu.lanes[Role.EXEC]
+
+    def waiting(key: int, priority: int) -> PendingAction[Any]:
+        action: PendingAction[Any] = PendingAction(key, worker.brain._calls, None, b"", 0)  # type: ignore[arg-type]
+        action.gpu, action.priority = gpu, priority
+        step = LaneStep(Role.EXEC, lambda action, now_ns: started.append(action), lambda *_: None)
+        pipeline.enqueue(lane, 0, action, step)
+        return action
+
+    running, urgent = waiting(1, 0), waiting(2, 5)
+    pipeline.run_due(0)
+    assert started[0] is urgent  # the lane was empty
+    started.clear()
+    lane.started.append(running)
+    urgent = waiting(3, 5)
+    pipeline.run_due(0)
+    assert started == [urgent]  # beside an Infer
+    started.clear()
+    running.call = CallState(1, 1)
+    waiting(4, 5)
+    pipeline.run_due(0)
+    assert started == []

@@ -196,7 +196,7 @@ class Caller:
     def _loaded(self, reply: LoadModelReply) -> None:
         name = self._loading.pop(reply.request_id, None)
         if name is None:
-            return  # asked of a controller that is gone
+            return  # the controller that had to answer is gone
         if not reply.code:
             self.model_ids[name] = reply.models[0].model_id
         elif reply.code in (Code.INVALID_REQUEST, Code.LIMIT_REACHED):

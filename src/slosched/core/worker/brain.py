@@ -48,6 +48,7 @@ from slosched.messages import (
     GpuStats,
     Heartbeat,
     HeartbeatAck,
+    SessionMessage,
     WorkerGoodbye,
     WorkerRefused,
     WorkerWelcome,
@@ -170,10 +171,8 @@ class WorkerBrain:
 
     def _of_a_call(self, message: CancelCall | ChildReply, now_ns: int) -> int | None:
         """The controller says something to a call that it sent before."""
-        if self._link.session is None or message.session != self._link.session:
-            self.dropped += 1
+        if self._is_stale(message, now_ns):
             return None
-        self._link.heard(now_ns)
         if isinstance(message, ChildReply):
             return self._calls.answered(message)
         self._calls.cancel(message, now_ns)
@@ -390,11 +389,17 @@ class WorkerBrain:
 
     # ------------------------------------------------------------------------------ arrival
 
-    def _accept(self, event: FromController, message: Action, now_ns: int) -> int | None:
+    def _is_stale(self, message: SessionMessage, now_ns: int) -> bool:
+        """True, and it is counted, if the message is of another session; else the controller was heard."""
         if self._link.session is None or message.session != self._link.session:
             self.dropped += 1
-            return None
+            return True
         self._link.heard(now_ns)
+        return False
+
+    def _accept(self, event: FromController, message: Action, now_ns: int) -> int | None:
+        if self._is_stale(message, now_ns):
+            return None
         if not self._link.is_new(message.action_id):
             self.dropped += (
                 1  # a second copy: weights would be loaded again beside those that use them
