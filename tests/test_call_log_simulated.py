@@ -21,6 +21,7 @@ from slosched.core.worker.emulated_calls import (
     Script,
 )
 from slosched.errors import InvalidConfig
+from slosched.messages import FunctionInfo
 from slosched.sim.calls import CallArrival, CallOutcome, CallSpec, simulate_calls
 from slosched.sim.hosts import HostPlan
 from slosched.sim.recorded_calls import recorded_calls, replay_spec
@@ -164,6 +165,40 @@ def test_the_record_has_what_was_predicted_of_the_whole_call(tmp_path: Path) -> 
     predicted = {call.function: call.predicted_exec_ns for call in outcome.calls}
     assert predicted["top"] == TOP.expected_ns  # it was suspended, and its rest was predicted anew
     assert predicted["middle"] == MIDDLE.expected_ns
+
+
+def test_a_function_of_gpus_runs_on_gpus_again(tmp_path: Path) -> None:
+    kernel = EmulatedFunction(
+        name="kernel",
+        scripts=(Script((Run(4 * MS),)),),
+        info=FunctionInfo(gpu=True),
+        expected_ns=4 * MS,
+    )
+    fan = EmulatedFunction(
+        name="fan", scripts=(Script((Chain("kernel", 6), AwaitAll(), Return(1))),)
+    )
+    outcome = simulate_calls(
+        CallSpec(
+            hosts=(HostPlan((fan, kernel), slots=1),),
+            arrivals=(CallArrival(at_ns=0, function="fan", slo_ns=900 * MS),),
+            gpus=1,
+        )
+    )
+    assert {call.function for call in outcome.calls if call.gpu} == {"kernel"}
+    write_calls(tmp_path, outcome.calls, outcome.parts)
+    spans = []
+    for gpus in (1, 3):
+        recorded = recorded_calls(graph_of_run(tmp_path))
+        assert recorded.for_gpus
+        again = simulate_calls(replay_spec(recorded, workers=1, slots=1, gpus=gpus))
+        devices = {call.gpu_id for call in again.calls if call.function == "kernel"}
+        assert devices == set(range(gpus))
+        spans.append(again.end_ns)
+    assert spans[0] > 6 * 4 * MS > spans[1] > 2 * 4 * MS
+    args = ["functions", "simulate", str(tmp_path), "--slots", "1", "--gpus", "3", "--json"]
+    document = json.loads(CliRunner().invoke(app, args).output)
+    assert document["runs"][1]["duration_ns"] == spans[1]
+    assert document["runs"][1]["ran_ns"] < MS  # in slots: the calls on GPUs do not count
 
 
 # ------------------------------------------------------------------------------ the command

@@ -29,6 +29,12 @@ _Slots = Annotated[
     str, typer.Option(metavar="N[,N...]", help="Slots of each worker; a run for each number.")
 ]
 _Workers = Annotated[int, typer.Option(min=1, max=1_000, help="Number of workers.")]
+_Gpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, help="GPUs of each worker, for the functions that run there. Default 1."
+    ),
+]
 _MostCalls = Annotated[int, typer.Option(min=1, help="Unfinished calls that a worker has at most.")]
 _Slo = Annotated[
     str | None,
@@ -72,6 +78,7 @@ def simulate(
     *,
     slots: _Slots = "1,2,4,8",
     workers: _Workers = 1,
+    gpus: _Gpus = None,
     most_calls: _MostCalls = 256,
     slo: _Slo = None,
     call: _Call = None,
@@ -83,8 +90,8 @@ def simulate(
 
     Clients send when they did. Each call runs as long as it did until it asks for a child or awaits some,
     and ends as it ended; what it waits for is new. So a graph that was recorded on two slots shows what
-    eight would make of it, and how much of its time no number of slots can save. Functions for GPUs run
-    in slots, too. docs/functions.md says more.
+    eight would make of it, and how much of its time no number of slots can save. docs/functions.md says
+    more.
 
     \b
     Examples:
@@ -106,6 +113,7 @@ def simulate(
             recorded,
             workers=workers,
             slots=number,
+            gpus=gpus if recorded.for_gpus else 0,
             most_calls=most_calls,
             slo_ns=slo_ns,
             seed=seed,
@@ -173,7 +181,7 @@ def _simulated_row(outcome: CallOutcome, slots: int, workers: int) -> _Row:
         duration_ns=max(1, outcome.end_ns),
         p50_ns=_share(latencies, 0.5),
         p99_ns=_share(latencies, 0.99),
-        ran_ns=sum(record.exec_ns for record in outcome.calls),
+        ran_ns=sum(record.exec_ns for record in outcome.calls if not record.gpu),
     )
 
 

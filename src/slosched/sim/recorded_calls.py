@@ -71,6 +71,11 @@ class RecordedCalls:
     orphans: int
 
     @property
+    def for_gpus(self) -> bool:
+        """True if a function runs on GPUs."""
+        return any(each.info.gpu for each in self.functions)
+
+    @property
     def run_ns(self) -> int:
         """How long all calls run, one after the other."""
         return sum(script.run_ns for each in self.functions for script in each.scripts)
@@ -80,12 +85,11 @@ def recorded_calls(
     graph: CallGraph,
     *,
     loads_ns: Mapping[int, Sequence[int]] | None = None,
-    infos: Mapping[str, FunctionInfo] | None = None,
 ) -> RecordedCalls:
     """Return the graph as scripts.
 
-    `loads_ns` are the durations of loads by model id, and `infos` what is known of functions by name. Raises
-    InvalidConfig for a graph without the call of a client.
+    `loads_ns` are the durations of loads by model id. Raises InvalidConfig for a graph without the call of a
+    client.
     """
     roots = [root for root in graph.roots if not root.orphan]
     if not roots:
@@ -101,8 +105,7 @@ def recorded_calls(
     for call in calls:
         by_function.setdefault(call.function, []).append(call)
     functions = tuple(
-        _function(name, of_it, numbers, loads_ns or {}, (infos or {}).get(name))
-        for name, of_it in by_function.items()
+        _function(name, of_it, numbers, loads_ns or {}) for name, of_it in by_function.items()
     )
     first_ns = min(root.arrival_ns for root in roots)
     return RecordedCalls(
@@ -130,6 +133,7 @@ def replay_spec(
     *,
     workers: int,
     slots: int,
+    gpus: int | None = None,
     most_calls: int = MOST_CALLS,
     slo_ns: int | None = None,
     seed: int = 0,
@@ -137,6 +141,7 @@ def replay_spec(
 ) -> CallSpec:
     """A run of the recorded calls on `workers` hosts with `slots` each; clients send when they did.
 
+    Each worker has `gpus` GPUs for the functions that need one (None: one, if there are such functions).
     With `slo_ns` each client's call has that one and its children inherit it, instead of the recorded ones.
     Raises InvalidConfig for what cannot be.
     """
@@ -159,6 +164,7 @@ def replay_spec(
             )
             for root in recorded.roots
         ),
+        gpus=int(recorded.for_gpus) if gpus is None else gpus,
         network=network or Network(),
         seed=seed,
         check=False,
@@ -185,7 +191,6 @@ def _function(
     calls: Sequence[RecordedCall],
     numbers: Mapping[int, int],
     loads_ns: Mapping[int, Sequence[int]],
-    info: FunctionInfo | None,
 ) -> EmulatedFunction:
     ran = [call.exec_ns for call in calls if call.code == 0 and call.start_ns is not None]
     usual_ns = median_low(ran) if ran else _UNKNOWN_NS
@@ -196,7 +201,7 @@ def _function(
     return EmulatedFunction(
         name=name,
         scripts=tuple(script_of(call, numbers, usual_ns) for call in calls),
-        info=info or FunctionInfo(size_classes=classes),
+        info=FunctionInfo(gpu=any(call.on_gpu for call in calls), size_classes=classes),
         cold_ns=round(fmean(loads)) if loads else _UNKNOWN_NS,
         expected_ns=max(1, usual_ns),
     )

@@ -78,6 +78,7 @@ class RecordedCall:
     worker_id: int
     gpu_id: int
     cold: bool
+    on_gpu: bool
     near: str
     near_child: int
     orphan: bool = False
@@ -207,6 +208,7 @@ def _calls(path: Path, columns: dict[str, list[Any]]) -> dict[int, RecordedCall]
             worker_id=columns["worker_id"][at],
             gpu_id=columns["gpu_id"][at],
             cold=bool(columns["cold"][at]),
+            on_gpu=bool(columns["on_gpu"][at]),
             near=columns["near"][at],
             near_child=columns["near_child"][at],
         )

@@ -123,13 +123,13 @@ def reply_and_record(
 
 def call_record(request: Request, record: RequestRecord, output: Value | None) -> CallRecord:
     """What telemetry says of a call that ends now, beside its `record`."""
-    call, parent, function = request.call, request.parent, request.instance.name
-    assert call is not None
+    call, parent, function = request.call, request.parent, request.instance.function
+    assert call is not None and function is not None
     return CallRecord(
         key=record.key,
         request_id=record.request_id,
         user_id=record.user_id,
-        function=function,
+        function=request.instance.name,
         arrival_ns=record.arrival_ns,
         end_ns=record.departure_ns,
         code=record.code,
@@ -152,6 +152,7 @@ def call_record(request: Request, record: RequestRecord, output: Value | None) -
         children=call.asked,
         cold=record.cold,
         attempts=record.attempts,
+        gpu=function.gpu,
     )
 
 

@@ -244,6 +244,7 @@ class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
     children: int = 0  # that it asked for
     cold: bool = False
     attempts: int = 0
+    gpu: bool = False  # its function is one for GPUs
 
 
 class CallDone(_Fact, frozen=True, gc=False):
