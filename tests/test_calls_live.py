@@ -177,7 +177,7 @@ def test_slots_that_are_killed_at_random_leave_no_call_unanswered(
                 assert outcome.code in (*DIED, Code.CALL_RAISED), outcome
             else:
                 assert outcome == (place // 2 if place % 2 else 9)
-        # It goes on as before: functions whose template was hit are loaded again.
+        # It serves as before: functions whose template was hit are loaded again.
         give_up = time.monotonic() + 30
         while True:
             try:

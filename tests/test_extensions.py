@@ -248,7 +248,7 @@ def test_a_workload_or_device_that_cannot_be_used(site: Site) -> None:
         "[slosched.workloads]\nundated = ext_workload:UNDATED\nother = ext_workload:FEW\n"
         "no = ext_workload:Few\n"
         "two words = ext_workload:FEW\nfile.toml = ext_workload:FEW\n"
-        "[slosched.backends]\nhalf = ext_backend:Half\nnone = ext_backend:BACKEND\n",
+        "[slosched.backends]\nhalf = ext_backend:Half\nabsent = ext_backend:BACKEND\n",
         ext_workload=WORKLOAD,
         ext_backend=BACKEND,
     )
@@ -266,7 +266,7 @@ def test_a_workload_or_device_that_cannot_be_used(site: Site) -> None:
     ):
         open_backend(WorkerConfig(device="half"))
     with pytest.raises(ExtensionError, match=r"cannot be imported"):
-        open_backend(WorkerConfig(device="none"))
+        open_backend(WorkerConfig(device="absent"))
 
 
 def test_a_name_that_two_packages_offer_needs_one_of_them_named(mine: Site) -> None:

@@ -86,7 +86,7 @@ class ModelSource:
         return score_error((*others, *judge), self.score) if judge else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FunctionOptions:
     """Which functions a worker runs, and in what (WorkerConfig has these fields).
 

@@ -234,7 +234,7 @@ class FunctionsBackend:
         self._runner.trial(function, lambda: done(self._prepared(effect, function)))
 
     def _prepared(self, effect: PrepareModel, function: LoadedFunction) -> ModelPrepared:
-        """What a first load, which is over, has told of the function."""
+        """What a first load, which is over, has shown."""
         listed, now = function.listed, self._clock()
         cold_ns = now - function.since_ns
         span = Span(function.since_ns, now, cold_ns)

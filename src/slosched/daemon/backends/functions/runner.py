@@ -44,7 +44,7 @@ _GUARD_NS = 50 * NS_PER_MS
 _GUARD_SUSPENDED_NS = NS_PER_S
 #: The same for calls that have started some: they may start more at any time.
 _GUARD_OFTEN_NS = 10 * NS_PER_MS
-#: One part in so many of the loop's time goes into looking at one call.
+#: What the loop does between two looks at one call takes at least this number of times as long as a look.
 _LOOK_SHARE = 50
 #: A call may have started that many processes that still live.
 MOST_PROCESSES = 64
@@ -74,7 +74,7 @@ class RunningCall:
 class Runner:
     """Every loaded function and every unfinished call of one worker.
 
-    `memory_of` says how much memory a call may take (0: any). `over` is told of each op that is over.
+    `over` is called with each op of a call that is over.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class Runner:
         self._payloads: dict[tuple[int, int], Frame] = {}
         self._leftover: list[RunningCall] = []  # their results and payloads go with the next step
         self._next_ns = _NEVER_NS
-        #: Called with each op of a call that is over.
         self.over: Callable[[Op], None] = lambda op: None
 
     # ------------------------------------------------------------------------- what is due
