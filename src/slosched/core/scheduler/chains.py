@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from slosched.call_messages import (
     MOST_CHILDREN,
@@ -71,8 +72,13 @@ _REACHES_WITHIN_NS = 5 * NS_PER_S
 _MAX_ATTEMPTS = 3
 _TAKEN_BACK = "the call that made it has ended"
 
-#: Ends a request wherever it is: (request, code, words, whether its client or parent is told).
-End = Callable[[Request, int, str, bool], None]
+
+class End(Protocol):
+    """Ends a request wherever it is, and may `tell` its client or parent."""
+
+    def __call__(self, request: Request, code: int, reason: str, *, tell: bool = True) -> None: ...
+
+
 #: Answers a request: (request, code, words, plan).
 Answer = Callable[[Request, int, str, Plan], object]
 
@@ -86,7 +92,6 @@ class Chains:
         policy: Policy,
         arrivals: Arrivals,
         answers: Answers,
-        *,
         end: End,
         answer: Answer,
     ) -> None:
@@ -130,7 +135,7 @@ class Chains:
         elif isinstance(message, ChildCancel):
             child = call.children.get(message.child)
             if child is not None:
-                self._end(child, Code.CANCELLED, "taken back by the call that made it", True)
+                self._end(child, Code.CANCELLED, "taken back by the call that made it")
         else:
             self._asked(action, request, call, message, payload, now_ns)
 
@@ -356,7 +361,7 @@ class Chains:
         while self._orphans:
             child = self._orphans.popleft()
             if child.state is not RequestState.ANSWERED:
-                self._end(child, Code.CANCELLED, _TAKEN_BACK, False)
+                self._end(child, Code.CANCELLED, _TAKEN_BACK, tell=False)
                 yield ANSWER
         self._ending = False
 

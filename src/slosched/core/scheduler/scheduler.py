@@ -123,10 +123,7 @@ class Scheduler:
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
             on_lost=self._worker_lost,
-            forgotten=lambda worker, now_ns: (
-                self.catalog.forgotten(worker, now_ns=now_ns)
-                or self.chains.forgotten(worker, now_ns=now_ns)
-            ),
+            forgotten=self._forgotten,
         )
         self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(
@@ -160,12 +157,7 @@ class Scheduler:
             self._answer,
         )
         self.chains = Chains(
-            self.cluster,
-            self.policy,
-            self.arrivals,
-            self.answers,
-            end=lambda request, code, reason, tell: self._end(request, code, reason, tell=tell),
-            answer=self._answer,
+            self.cluster, self.policy, self.arrivals, self.answers, self._end, self._answer
         )
         self._ends = ActionEnds(
             self.cluster, self.policy, self.second_tries, self.answers, self.chains, self._answer
@@ -174,6 +166,11 @@ class Scheduler:
         self.incarnation, self.cluster_id = incarnation, cluster_id
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
+
+    def _forgotten(self, worker: Worker, now_ns: int) -> str:
+        """What was sent to `worker` and lost, in words; empty: nothing."""
+        lost = self.catalog.forgotten(worker, now_ns=now_ns)
+        return lost or self.chains.forgotten(worker, now_ns=now_ns)
 
     def _client_sessions(self, incarnation: int, version: str, weights: Weights) -> ClientSessions:
         return ClientSessions(
