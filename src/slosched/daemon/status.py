@@ -71,7 +71,7 @@ def status_parts(
     functions: list[dict[str, Any]] = []
     for at in range(0, 0 if brief else len(instances), A_PART):
         some = instances[at : at + A_PART]
-        models += _models(m for m in some if m.function is None)
+        models += _models([m for m in some if m.function is None])
         functions += function_reports(some, of_functions)
         yield
     if functions:
