@@ -44,8 +44,12 @@ from slosched.core.scheduler.length_classes import lengths_of
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
-from slosched.core.scheduler.policies import adopts_weights, make_policy, resolved
-from slosched.core.scheduler.policies.placements import knows_hosts
+from slosched.core.scheduler.policies import (
+    adopts_weights,
+    make_policy,
+    resolved,
+    serves_functions,
+)
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import OVERDUE_TICKS_UNTIL_LOST, TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -111,8 +115,7 @@ class Scheduler:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
         self.policy = make_policy(self.cluster.config, self.cluster, self)
-        serves = self.policy.about.serves_functions
-        self.cluster.serves_functions = serves and knows_hosts(self.cluster.config)
+        self.cluster.serves_functions = serves_functions(self.cluster.config)
         self.sessions = Sessions(
             self.cluster,
             worker_count=worker_count,

@@ -166,6 +166,12 @@ def adopts_weights(config: SchedulerConfig) -> bool:
     return config.fidelity == "best" and not about(config.policy).published
 
 
+def serves_functions(config: SchedulerConfig) -> bool:
+    """Whether functions are served under `config`; the published rule of placement knows no hosts."""
+    serves = about(config.policy, config.fidelity).serves_functions
+    return serves and config.placement != "demand"
+
+
 def summaries() -> list[tuple[str, str]]:
     """(TYPE, one line about it) of every TYPE, in the order of the help; then those of packages.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from slosched.config import SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.placement.gain import GainPlacement
@@ -14,11 +13,6 @@ PLACEMENT_RULES: dict[str, type[Placement]] = {
     "demand": DemandPlacement,
     "lru": LruPlacement,
 }
-
-
-def knows_hosts(config: SchedulerConfig) -> bool:
-    """Whether the rule that `config` names heeds which devices are hosts; the published one does not."""
-    return config.placement != "demand"
 
 
 def make_placement(cluster: Cluster, *, heeds_deadlines: bool = True) -> Placement:
