@@ -165,6 +165,8 @@ def test_the_board_can_be_imported() -> None:
         "cascade: deferred share",
         "cascade: stages by verdict",
         "cascade: waiting for each stage",
+        "functions: calls by code",
+        "hosts: utilisation of slots",
     ],
 )
 def test_the_board_shows_what_an_operator_asks_first(wanted: str) -> None:
