@@ -47,12 +47,17 @@ class FunctionsBackend:
         self._notes: list[str] = []
         self._folder = str(Path.cwd())
         self._watch = Watch()
-        self._root = Root(self._watch, self._note)
+        self._namespace = config.namespace
+        if config.state and not config.namespace:
+            self._namespace = f"worker-{os.getpid()}-{os.urandom(4).hex()}"
+        own = "" if config.namespace else self._namespace
+        self._root = Root(self._watch, self._note, state=config.state, namespace=own)
         self._state: State | None = None
         try:
             self._listed = self._find()
             self._check_names()
-            self._namespace = self._open_state()
+            if config.state:
+                self._state = State(self._namespace, config.state, own=bool(own))
         except BaseException:
             self._root.close()
             self._watch.close()
@@ -132,16 +137,6 @@ class FunctionsBackend:
         for name in homeless:
             del self._listed[name]
         self._note(f"not offered, as this worker has no GPU: {', '.join(homeless[:20])}")
-
-    def _open_state(self) -> str:
-        """The namespace of ctx.state. Without one in the config, a new one that ends with this worker."""
-        config = self._config
-        if not config.state:
-            return ""
-        own = not config.namespace
-        name = config.namespace or f"worker-{os.getpid()}-{os.urandom(4).hex()}"
-        self._state = State(name, config.state, own=own)
-        return name
 
     def _make(self, gpu_id: int, name: str) -> LoadedFunction:
         listed, config = self._listed[name], self._config

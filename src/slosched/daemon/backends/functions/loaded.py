@@ -56,10 +56,16 @@ class CallChild(ChildRunner):
 
 
 class Root:
-    """The root process, and another one if that ends. `announce` gets what processes print."""
+    """The root process, and another one if that ends. `announce` gets what processes print.
 
-    def __init__(self, watch: Watch, announce: Callable[[str], None]) -> None:
+    `state` and `namespace` are those of wire.Open.
+    """
+
+    def __init__(
+        self, watch: Watch, announce: Callable[[str], None], *, state: str = "", namespace: str = ""
+    ) -> None:
         self.watch, self._announce = watch, announce
+        self._state, self._namespace = state, namespace
         self._cpus = tuple(sorted(os.sched_getaffinity(0)))  # before the worker binds itself to one
         self._process: subprocess.Popen[bytes] | None = None
         self._brood: Brood | None = None
@@ -74,7 +80,9 @@ class Root:
                 "slosched.daemon.backends.functions.root", _one_thread()
             )
             self._brood = Brood(self.watch, end, self._announce, self._lost)
-            self._brood.send(packets.encode(wire.Open(anchor_ns(), self._cpus)))
+            self._brood.send(
+                packets.encode(wire.Open(anchor_ns(), self._cpus, self._state, self._namespace))
+            )
         return self._brood.spawn(label, kind)
 
     def _lost(self, words: str) -> None:

@@ -21,15 +21,18 @@ from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.zygote import Zygote
 from slosched.daemon.backends.functions import wire
 from slosched.daemon.backends.functions.process import CallProcess
+from slosched.errors import SloschedError
 from slosched.functions.body import traceback_text
 from slosched.functions.errors import FunctionError
 from slosched.functions.function import Function
 from slosched.functions.registry import find
+from slosched.functions.state.opening import open_store
 from slosched.functions.state.state import State
 
 
 def main(fd: int) -> None:
     """The root's life. Reads one Open, then serves as a zygote."""
+    worker = os.getppid()
     end = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker drains; it ends us when it has
     try:
@@ -44,6 +47,9 @@ def main(fd: int) -> None:
     gc.collect()
     gc.freeze()  # what was imported is shared with every child for good
     Zygote(end, serve).run()
+    if order.namespace and os.getppid() != worker:  # it was killed, and cannot do that
+        with contextlib.suppress(SloschedError):
+            open_store(order.state).drop(order.namespace)
 
 
 def serve(end: socket.socket) -> None:

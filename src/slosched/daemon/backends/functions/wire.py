@@ -24,10 +24,16 @@ FOUND_AT_ONCE = 100
 
 
 class Open(Message, frozen=True):
-    """`anchor_ns` is the worker's clock, `cpus` its cores."""
+    """`anchor_ns` is the worker's clock, `cpus` its cores.
+
+    The `namespace` of the store `state`, if there is one, is the worker's own: if that is killed, the root
+    drops it.
+    """
 
     anchor_ns: int
     cpus: tuple[int, ...]
+    state: str = ""
+    namespace: str = ""
 
 
 # ------------------------------------------------------------------- worker to a child of root
