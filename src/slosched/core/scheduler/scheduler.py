@@ -167,8 +167,7 @@ class Scheduler:
         )
         self._abandoned = False
         self.incarnation, self.cluster_id = incarnation, cluster_id
-        self._tick_due_ns = 0
-        self._now_ns = 0  # of the current call: answers depart now
+        self._tick_due_ns = self._now_ns = 0  # now is that of the current call: answers depart then
 
     def _forgotten(self, worker: Worker, now_ns: int) -> str:
         """What was sent to `worker` and lost, in words; empty: nothing."""
