@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from slosched.codes import Code
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated_calls import (
     EmulatedFunction,
@@ -16,12 +17,16 @@ from slosched.core.worker.emulated_calls import (
     prepare_function,
 )
 from slosched.core.worker.interface import (
+    DeviceEvent,
     DropInputs,
     Effect,
     EndCall,
     FromController,
+    Op,
+    OpDone,
     PrepareModel,
     ToController,
+    op_failed,
 )
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import (
@@ -56,6 +61,43 @@ def function(name: str, *steps: Step, **more: Any) -> EmulatedFunction:
     return EmulatedFunction(name=name, scripts=(Script(steps),), cold_ns=COLD_NS, **more)
 
 
+class ArmingHost(EmulatedHost):
+    """Takes one op more than it runs, as a GPU that starts each by itself does."""
+
+    arm_ahead_ns = MS
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.held: list[Op] = []
+
+    def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
+        if self.running < self.slots and op.earliest_ns <= now_ns:
+            return super().launch(op, now_ns=now_ns)
+        self.held.append(op)
+        return None
+
+    def withdraw(self, op_id: int) -> OpDone | None:
+        for op in self.held:
+            if op.op_id == op_id:
+                self.held.remove(op)
+                return op_failed(op, Code.CANCELLED, "it was taken back", 0)
+        return None
+
+    def poll(self, *, now_ns: int) -> list[DeviceEvent]:
+        events = super().poll(now_ns=now_ns)
+        while self.held and self.running < self.slots and self.held[0].earliest_ns <= now_ns:
+            super().launch(self.held.pop(0), now_ns=now_ns)
+            events += super().poll(now_ns=now_ns)
+        return events
+
+    def next_event_ns(self) -> int | None:
+        due_ns = super().next_event_ns()
+        if not self.held or self.running >= self.slots:
+            return due_ns
+        held_ns = self.held[0].earliest_ns
+        return held_ns if due_ns is None else min(due_ns, held_ns)
+
+
 @dataclass
 class CallingWorker:
     """`sent` has what went to the controller, in order, without heartbeats.
@@ -73,9 +115,10 @@ class CallingWorker:
     session: int = -1
     next_action: int = 0
     on_sent: Callable[[Any], None] = lambda message: None
+    host_type: type[EmulatedHost] = EmulatedHost
 
     def __post_init__(self) -> None:
-        self.host = EmulatedHost(
+        self.host = self.host_type(
             self.functions, self.slots, tag=5, on_begin=lambda name, mark: self.begun.append(mark)
         )
         names = [each.name for each in self.functions]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from function_rig import FunctionRig
 from slosched.clock import now_ns, sleep_ns
@@ -118,10 +119,11 @@ class Inner:
     def __init__(self) -> None:
         self.launched: list[Op] = []
         self.done: list[DeviceEvent] = []
+        self.at_once = False
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         self.launched.append(op)
-        return None
+        return OpDone(op.op_id, Span(0, 1, 1)) if self.at_once else None
 
     def withdraw(self, op_id: int) -> OpDone | None:
         return None
@@ -220,3 +222,28 @@ def test_a_suspended_call_on_a_gpu_lets_another_one_have_it() -> None:
             rig.answer(op, 0, 7)
             done = rig.resumed(op)
             assert rig.result(op, done) == 7
+
+
+def test_a_call_that_could_only_begin_after_its_window_does_not() -> None:
+    lane = Lane()
+    first = lane.launch(OpKind.EXEC)
+    call = lane.op(OpKind.CALL)
+    late = replace(call, latest_ns=15)
+    assert lane.gpu.launch(late, now_ns=10) is None
+    lane.inner.end(first)
+    ends = [each for each in lane.gpu.poll(now_ns=20) if isinstance(each, OpDone)]
+    assert [each.code for each in ends] == [0, Code.EXEC_TOO_LATE]
+    assert not lane.calls.launched
+
+
+def test_an_exec_that_ends_while_it_is_launched_is_reported() -> None:
+    """As on a device without streams. It was held while a call ran, and the next exec starts it."""
+    lane = Lane()
+    call = lane.launch(OpKind.CALL)
+    lane.launch(OpKind.EXEC)
+    lane.gpu.over(call)
+    lane.inner.at_once = True
+    lane.launch(OpKind.EXEC)
+    assert lane.gpu.next_event_ns() == 0
+    ends = [each.op_id for each in lane.gpu.poll(now_ns=20) if isinstance(each, OpDone)]
+    assert ends == [2, 3]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calls_rig import COLD_NS, FOREVER_NS, MS, CallingWorker, function
+from calls_rig import COLD_NS, FOREVER_NS, MS, ArmingHost, CallingWorker, function
 from slosched.codes import Code
 from slosched.core.worker.calls import CallState
 from slosched.core.worker.emulated_calls import (
@@ -624,3 +624,63 @@ def test_nothing_goes_beside_a_call_on_a_preemptive_gpu() -> None:
     waiting(4, 5)
     pipeline.run_due(0)
     assert started == []
+
+
+# ------------------------------------------------------------------------ devices that arm
+
+
+def arming(*steps: Step) -> CallingWorker:
+    functions = [function("parent", *steps), function("leaf", Run(5 * MS))]
+    return CallingWorker(functions, host_type=ArmingHost).serving()
+
+
+def test_a_call_that_is_armed_is_cancelled_before_it_begins() -> None:
+    worker = arming(Run(MS))
+    running, armed = worker.call(1), worker.call(1)
+    worker.give(CancelCall(worker.session, armed))
+    worker.ended(Code.CANCELLED, armed)
+    worker.run(5 * MS)
+    assert worker.take(CallResult).action_id == running
+    assert len(worker.begun) == 1
+    nothing_left(worker)
+
+
+def test_a_call_that_is_armed_to_go_on_is_cancelled_with_its_process() -> None:
+    worker = arming(Chain("leaf"), ALL, Run(MS))
+    number = worker.call()
+    worker.sent.clear()
+    running = worker.call(1)
+    worker.reply(number, 0)
+    assert worker.take(CallResumed)  # its device has it, and waits for the slot
+    worker.give(CancelCall(worker.session, number))
+    worker.ended(Code.CANCELLED, number)
+    worker.run(5 * MS)
+    assert worker.take(CallResult).action_id == running
+    nothing_left(worker)
+
+
+def test_a_call_that_was_to_go_on_when_its_worker_ends_is_not_taken_for_one_that_never_began() -> (
+    None
+):
+    worker = arming(Chain("leaf"), ALL, Run(MS))
+    number = worker.call()
+    worker.sent.clear()
+    running = worker.call(1)
+    worker.reply(number, 0)
+    assert worker.take(CallResumed)
+    worker.brain.shutdown(now_ns=worker.now)
+    worker.run(5 * MS)
+    assert worker.take(WorkerGoodbye)
+    worker.ended(Code.PROCESS_ENDED, number)
+    assert worker.take(CallResult).action_id == running
+    nothing_left(worker)
+
+
+def test_armed_calls_begin_one_after_the_other_at_their_times() -> None:
+    worker = arming(Run(MS))
+    begin = worker.now
+    for at_ns in (0, 0, 20 * MS):
+        worker.call(1, earliest_ns=begin + at_ns)
+    worker.run(40 * MS)
+    starts = [worker.take(CallResult).exec.begin_ns - begin for _ in range(3)]
+    assert starts == [0, 5 * MS, 20 * MS]

@@ -33,6 +33,7 @@ class CallState:
     key: int
     action_id: int
     phase: CallPhase = CallPhase.QUEUED
+    op_id: int = -1  # what the device was given last
     asked: int = 0  # children that it asked for, in all
     open: set[int] = field(default_factory=set)  # those without an answer
     awaited: set[int] = field(default_factory=set)  # of these, what it is suspended for

@@ -30,6 +30,7 @@ from slosched.core.worker.interface import (
     OpDone,
     OpKind,
     ToController,
+    Withdraw,
 )
 from slosched.core.worker.kinds.base import Acceptance, ActionKind, Fault, peer_span
 from slosched.core.worker.lanes import Role
@@ -124,6 +125,7 @@ class CallKind(ActionKind[Call]):
     def _launch(self, kind: OpKind, action: PendingAction[Call]) -> None:
         message, gpu, instance = action.message, action.gpu, action.instance
         assert gpu is not None and instance is not None
+        assert action.call is not None
         begins = kind is OpKind.CALL
         op = Op(
             op_id=self._ledger.next_seq(),
@@ -141,11 +143,16 @@ class CallKind(ActionKind[Call]):
             deadline_ns=self._clock.to_local_ns(message.deadline_ns),
             size_class=message.size_class,
         )
+        action.call.op_id = op.op_id
         self._pipeline.launch(gpu.lanes[Role.EXEC], action, op)
 
     def _ended(self, action: PendingAction[Call], done: OpDone, now_ns: int) -> None:
         state = action.call
         assert state is not None and action.gpu is not None
+        if done.code == Code.CANCELLED and state.first_ns >= 0 and state.ending is None:
+            # It was about to go on, and its device gave that back: its process is there still.
+            state.ending = Code.PROCESS_ENDED, "the call was suspended when its worker ended it"
+            self._ledger.effects.append(EndCall(state.key, state.ending[1]))
         self._add_part(state, done.span)
         clock = self._clock
         if state.ending is not None or done.code:
@@ -279,6 +286,10 @@ class CallKind(ActionKind[Call]):
         if state.phase is CallPhase.RUNNING:
             if state.ending is None:
                 state.ending = code, reason
+                gpu = action.gpu
+                if gpu is not None and gpu.lanes[Role.EXEC].ahead_ns:
+                    # It may only be armed; then no process could end.
+                    ledger.effects.append(Withdraw(state.op_id, gpu.gpu_id))
                 ledger.effects.append(EndCall(state.key, reason))
             return
         if state.phase in (CallPhase.QUEUED, CallPhase.READY):

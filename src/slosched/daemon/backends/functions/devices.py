@@ -6,7 +6,15 @@ from collections.abc import Callable, Collection, Sequence
 
 from slosched.clock import Clock
 from slosched.codes import Code
-from slosched.core.worker.interface import Device, DeviceEvent, Op, OpDone, OpKind, op_failed
+from slosched.core.worker.interface import (
+    Device,
+    DeviceEvent,
+    Op,
+    OpDone,
+    OpKind,
+    op_failed,
+    too_late,
+)
 from slosched.daemon.backends.functions.loaded import LoadedFunction
 from slosched.daemon.backends.functions.runner import Runner
 
@@ -70,6 +78,7 @@ class GpuWithFunctions:
         self._execs: set[int] = set()  # op ids that `inner` has and has not reported
         self._held: list[Op] = []  # in order
         self._call: Op | None = None  # what runs
+        self._done: list[DeviceEvent] = []  # what ended while it was launched
 
     @property
     def free_copies(self) -> bool:
@@ -85,7 +94,7 @@ class GpuWithFunctions:
             return None
         if op.kind in _CALLS or (op.kind is OpKind.EXEC and (self._call or self._held)):
             self._held.append(op)
-            self._start_held(now_ns)
+            self._done += self._start_held(now_ns)
             return None
         return self._to_inner(op, now_ns)
 
@@ -103,8 +112,11 @@ class GpuWithFunctions:
             if op.kind in _CALLS:
                 if self._execs or op.earliest_ns > now_ns:
                     return done
-                self._call = op
                 del self._held[0]
+                if op.kind is OpKind.CALL and now_ns > op.latest_ns:
+                    done.append(too_late(op, now_ns))
+                    continue
+                self._call = op
                 self._runner.launch(op)
             else:
                 del self._held[0]
@@ -130,9 +142,12 @@ class GpuWithFunctions:
         for event in events:
             if isinstance(event, OpDone):
                 self._execs.discard(event.op_id)
-        return [*events, *self._start_held(now_ns)]
+        done, self._done = self._done, []
+        return [*events, *done, *self._start_held(now_ns)]
 
     def next_event_ns(self) -> int | None:
+        if self._done:
+            return 0
         due_ns = self._inner.next_event_ns()
         if not self._held or self._call is not None:
             return due_ns
