@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from big_controller import MS, T0, big_controller
+from made_call_run import a_call
 from scheduler_rig import Rig
 from slosched.cli.rates import rates_between
 from slosched.cli.watch import Look
 from slosched.cli.watch_text import watch_text
 from slosched.core.scheduler.interface import FromClient, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.state import Gpu
 from slosched.daemon.status import status_report
 from slosched.messages import StatusReply, StatusRequest
 from slosched.telemetry.tally import Tally
@@ -184,3 +186,25 @@ def test_the_queue_is_what_waits_and_the_oldest_is_the_first_to_have_come() -> N
     requests = status_report(rig.scheduler, now_ns=T0 + 5 * MS)["requests"]
     assert (requests["queued"], requests["in_flight"]) == (3, 0)
     assert requests["oldest_unanswered_ns"] == 4 * MS
+
+
+def test_slots_have_a_line_of_their_own_and_are_not_gpus(two_gpus: tuple[Scheduler, Tally]) -> None:
+    scheduler, tally = two_gpus
+    host = Gpu(2, 1, scheduler.cluster.workers[0], 0, 0, 1, host=True)
+    host.exec.width = 4
+    scheduler.cluster.workers[0].gpus.append(host)
+    first = look(scheduler, tally, 0)
+    host.busy_ns += 2_000 * MS
+    tally.calls.add(a_call(1, 0, 1))
+    tally.calls.add(a_call(2, 0, 1, code=104))
+    second = look(scheduler, tally, 1)
+    rates = rates_between(first, second)
+    text = watch_text("here", second, rates)
+    assert "0 of 4 have a call, 0 calls suspended, busy 50 %; in all 2 calls, 1 failed" in text
+    for _ in range(3):
+        answer(scheduler, tally, 0, 4, True)
+    tally.batch_sizes.add(2)
+    rates = rates_between(first, look(scheduler, tally, 2))
+    assert rates is not None and rates["mean_batch"] == 2  # three answers, one of them a call's
+    assert "of 2\n" in text and "0/1" not in text
+    assert "slots      0 of 4" in watch_text("here", first, None)

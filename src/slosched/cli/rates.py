@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slosched.codes import REJECTIONS
+from slosched.codes import REJECTIONS, Code, code_name
 from slosched.telemetry.histogram import quantile_ns
 from slosched.units import NS_PER_S
 
@@ -43,7 +43,7 @@ def rates_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
         "rejected_per_s": _rejections(old, new, seconds),
         "latency_p50_ns": quantile_ns(now.get("latency_bounds_ns", ()), latency, 0.5),
         "latency_p99_ns": quantile_ns(now.get("latency_bounds_ns", ()), latency, 0.99),
-        "mean_batch": sum(latency) / batches if batches else None,
+        "mean_batch": (sum(latency) - _calls(was, now)) / batches if batches else None,
         "loads_per_s": per_s(grown("loads")),
         "evictions_per_s": per_s(grown("evictions")),
         "failed_actions_per_s": per_s(_failed(was, now)),
@@ -82,6 +82,18 @@ def _rejections(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) 
     return rates
 
 
+def _calls(was: Mapping[str, Any], now: Mapping[str, Any]) -> int:
+    """Calls of functions that were answered with code 0: they are in no batch."""
+    before, after = (
+        sum(
+            each["codes"].get(code_name(Code.OK), 0)
+            for each in counted.get("functions", {}).values()
+        )
+        for counted in (was, now)
+    )
+    return int(after - before)
+
+
 def _utilisations(
     before: Mapping[str, Any], after: Mapping[str, Any], span_ns: int
 ) -> list[dict[str, Any]]:
@@ -104,7 +116,7 @@ def _utilisations(
                 {
                     "worker_id": worker["worker_id"],
                     "gpu_id": gpu["gpu_id"],
-                    "utilisation": min(1.0, used_ns / span_ns),
+                    "utilisation": min(1.0, used_ns / (span_ns * gpu.get("slots", 1))),
                 }
             )
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slosched.cli.status_text import cascade_text, first_line
+from slosched.codes import Code, code_name
 from slosched.units import format_duration, format_share
 
 _CELL = 26
@@ -35,6 +36,7 @@ def watch_text(
         lines.append(f"{silent}; below is what was said last")
     lines += ["", *_traffic(report, rates), "", *_wait(report, workers)]
     lines += [cascade_text(each) for each in report.get("cascades", ())]
+    lines += _slots(report, workers, rates)
     lines += _missing(workers)
     room = None if height is None else max(1, height - len(lines) - 3)
     lines += ["", *_gpus(workers, rates, width=width, room=room, blocks=blocks)]
@@ -85,6 +87,35 @@ def _wait(report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
+def _slots(
+    report: Mapping[str, Any],
+    workers: Sequence[Mapping[str, Any]],
+    rates: Mapping[str, Any] | None,
+) -> list[str]:
+    """A line about the hosts that run calls of functions, if there are any."""
+    hosts = [(w, g) for w in workers for g in w.get("gpus", ()) if g.get("host")]
+    if not hosts:
+        return []
+    slots, running, suspended = (
+        sum(g.get(name, 0) for _, g in hosts) for name in ("slots", "running", "suspended")
+    )
+    busy = "-"
+    if rates is not None:
+        used = _used(rates)
+        ran = sum(
+            used.get((w.get("worker_id"), g.get("gpu_id")), 0.0) * g.get("slots", 1)
+            for w, g in hosts
+        )
+        busy = _percent(ran / max(1, slots))
+    functions = report.get("counted", {}).get("functions", {}).values()
+    calls = sum(f["calls"] for f in functions)
+    failed = calls - sum(f["codes"].get(code_name(Code.OK), 0) for f in functions)
+    return [
+        f"slots      {running:,} of {slots:,} have a call, {suspended:,} calls suspended, busy {busy}; in all "
+        f"{calls:,} calls, {failed:,} failed"
+    ]
+
+
 def _missing(workers: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each worker that needs attention, the first few."""
     lines = [
@@ -106,12 +137,12 @@ def _gpus(
     room: int | None,
     blocks: bool,
 ) -> list[str]:
-    gpus = [(w, g) for w in workers for g in w.get("gpus", ())]
+    gpus = [(w, g) for w in workers for g in w.get("gpus", ()) if not g.get("host")]
     if not gpus:
         return ["no GPU"]
     if rates is None:
         return [f"{len(gpus)} GPUs"]
-    used = {(g["worker_id"], g["gpu_id"]): float(g["utilisation"]) for g in rates["gpus"]}
+    used = _used(rates)
     shares = [used.get((w.get("worker_id"), g.get("gpu_id")), 0.0) for w, g in gpus]
     across = max(1, width // _CELL)
     at_most = _GPUS_AT_MOST if room is None else across * room
@@ -130,6 +161,11 @@ def _gpus(
     if len(gpus) > len(cells):
         lines.append(f"and {len(gpus) - len(cells)} more GPUs")
     return lines
+
+
+def _used(rates: Mapping[str, Any]) -> dict[tuple[Any, Any], float]:
+    """Busy share, by worker and GPU."""
+    return {(g["worker_id"], g["gpu_id"]): float(g["utilisation"]) for g in rates["gpus"]}
 
 
 def _name(worker: Mapping[str, Any], gpu: Mapping[str, Any]) -> str:
