@@ -94,10 +94,7 @@ def run(store: str) -> Iterator[State]:
 
 def remote(store: str) -> State:
     """A State with a local tier of its own, as another host has."""
-    state = State("shared", store)
-    state._local = state._local.with_name("other host")
-    state._local.mkdir(exist_ok=True)
-    return state
+    return State("shared", store, private=True)
 
 
 class TestBothTiers:

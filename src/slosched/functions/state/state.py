@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -29,7 +30,8 @@ class State:
 
     `store` is an address (opening.py) or a Store. With `own` the namespace must be new (NamespaceInUse
     otherwise), and `close` drops it: the run's process opens it so, and its calls without. The `limits` of the
-    process that makes the namespace hold.
+    process that makes the namespace hold. With `private` it has a local tier of its own, which no other State
+    sees, as if it stood on another host; that is for measuring what the shared one saves.
 
     A State may be used by several threads; an array's lock belongs to the handle. Close it, or use `with`.
     """
@@ -41,6 +43,7 @@ class State:
         *,
         own: bool = False,
         limits: Limits | None = None,
+        private: bool = False,
     ) -> None:
         check_name("namespace", namespace)
         self.namespace, self.own = namespace, own
@@ -52,7 +55,9 @@ class State:
         self.space = self.store.open(namespace, own=own, limits=limits or Limits())
         try:
             self._folder = folders.open_folder(namespace, self.store.name)
-            self._local = self._folder.path / "local"
+            self._private = private
+            name = f"private-{os.getpid()}-{os.urandom(4).hex()}" if private else "local"
+            self._local = self._folder.path / name
             self._local.mkdir(exist_ok=True)
         except BaseException:
             with suppress(SloschedError):
@@ -111,6 +116,8 @@ class State:
         if self._folder is None:
             return
         folder, self._folder = self._folder, None
+        if self._private and os.getpid() == self._pid:
+            shutil.rmtree(self._local, ignore_errors=True)
         try:
             if self.own and os.getpid() == self._pid:
                 self.space.drop()
