@@ -126,6 +126,7 @@ class FunctionRig:
             model_id=self._ids[gpu_id, name],
             action_id=key,
             model_name=name,
+            latest_ns=2**62,
             call_id=key,
             deadline_ns=now_ns() + 60 * NS_PER_S,
         )

@@ -14,7 +14,7 @@ from function_rig import Ended, FunctionRig, alive, children_of, open_files
 from slosched.clock import now_ns, sleep_ns
 from slosched.codes import Code
 from slosched.core.worker.interface import CallAwaits, CallLost
-from slosched.daemon.backends.functions.runner import MOST_PROCESSES
+from slosched.daemon.backends.functions.running_call import MOST_PROCESSES
 from slosched.errors import ExtensionError, InvalidConfig
 from slosched.units import NS_PER_S
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -30,45 +29,20 @@ from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import ChildRunner, Watch
 from slosched.daemon.backends.functions import wire
-from slosched.daemon.backends.functions.guard import descendants, end_group, own_bytes
+from slosched.daemon.backends.functions.guard import end_group
 from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction, Root
 from slosched.daemon.backends.functions.parcels import Parcel, opened
+from slosched.daemon.backends.functions.running_call import NEVER_NS, MakeMessage, RunningCall
 from slosched.functions.function import MAX_PAYLOAD_BYTES
 from slosched.messages import Span
-from slosched.units import NS_PER_MS, NS_PER_S, exact_bytes, format_duration
+from slosched.units import NS_PER_S, exact_bytes
 
 #: A call that found no process waits for one for this time.
 _PROCESS_WITHIN_NS = 20 * NS_PER_S
-#: How often it is looked at what calls have started, running and suspended.
-_GUARD_NS = 50 * NS_PER_MS
-_GUARD_SUSPENDED_NS = NS_PER_S
-#: The same for calls that have started some: they may start more at any time.
-_GUARD_OFTEN_NS = 10 * NS_PER_MS
-#: What the loop does between two looks at one call takes at least this number of times as long as a look.
-_LOOK_SHARE = 50
-#: A call may have started that many processes that still live.
-MOST_PROCESSES = 64
 #: Results of children that a call has not taken yet.
 _HELD_AT_MOST_BYTES = 1 << 30
 #: What a process may say of its call. Others would say that it has not begun.
 _CODES = (Code.CALL_RAISED, Code.CALL_OVER_LIMIT, Code.INVALID_INPUT)
-_NEVER_NS = 2**63 - 1
-
-
-@dataclass(slots=True, eq=False)
-class RunningCall:
-    """An unfinished call. `op` is the op that runs; None: the call is suspended."""
-
-    key: int
-    function: LoadedFunction
-    op: Op | None
-    begin_ns: int  # of the op
-    frames: Sequence[Frame] = ()  # its arguments, until it begins
-    child: CallChild | None = None  # None: it waits for a process
-    ran_ns: int = 0  # in ops that are over
-    outgoing: deque[tuple[Callable[[Parcel], wire.ToCall], Parcel]] = field(default_factory=deque)
-    held_bytes: int = 0
-    guard_ns: int = _NEVER_NS
 
 
 class Runner:
@@ -93,7 +67,7 @@ class Runner:
         self._outputs: dict[int, Frame] = {}
         self._payloads: dict[tuple[int, int], Frame] = {}
         self._leftover: list[RunningCall] = []  # their results and payloads go with the next step
-        self._next_ns = _NEVER_NS
+        self._next_ns = NEVER_NS
         self.over: Callable[[Op], None] = lambda op: None
 
     # ------------------------------------------------------------------------- what is due
@@ -102,7 +76,7 @@ class Runner:
         """When `step` has something to do; 0: now."""
         if self._events or self._writing or self._watch.ready:
             return 0
-        return None if self._next_ns == _NEVER_NS else self._next_ns
+        return None if self._next_ns == NEVER_NS else self._next_ns
 
     def step(self) -> list[DeviceEvent]:
         """Take what processes said, and do what is due."""
@@ -112,8 +86,8 @@ class Runner:
             keys = {each.key for each in self._leftover}
             self._payloads = {k: v for k, v in self._payloads.items() if k[0] not in keys}
         self._leftover = []
-        for call in list(self._writing.values()):
-            self._write(call)
+        if self._writing:
+            self._write()
         for child in self._watch.step():
             self._hear(child)
         now = self._clock()
@@ -130,7 +104,7 @@ class Runner:
         self._end_loads(now)
         self._lose_weights()
         self._assign(now)
-        next_ns = _NEVER_NS
+        next_ns = NEVER_NS
         for call in list(self._calls.values()):
             next_ns = min(next_ns, self._check(call, now))
         for function in functions:
@@ -271,7 +245,7 @@ class Runner:
             return wire.Begin(call.key, call_id, deadline_ns, parcel.size, parcel.inline)
 
         self._put(call, message, parcel)
-        self._runs(call, now)
+        self._runs(call, op, now)
 
     def _resume(self, op: Op, now: int) -> None:
         call = self._calls.get(op.action_id)
@@ -279,15 +253,13 @@ class Runner:
             reason = f"a suspended call of {op.model_name!r} has no process any more"
             self._refuse(op, Code.MODEL_PROCESS_ENDED, reason, now)
             return
-        call.op, call.begin_ns, call.held_bytes = op, now, 0
         key = call.key
         self._put(call, lambda parcel: wire.Resume(key), Parcel(()))
-        self._runs(call, now)
+        self._runs(call, op, now)
 
-    def _runs(self, call: RunningCall, now: int) -> None:
-        call.guard_ns = now + _GUARD_NS
-        limit_ns = call.function.listed.info.limit_ns
-        self._next_ns = min(self._next_ns, call.guard_ns, now + limit_ns - call.ran_ns)
+    def _runs(self, call: RunningCall, op: Op, now: int) -> None:
+        call.begins(op, now)
+        self._next_ns = min(self._next_ns, call.due_ns)
 
     def deliver(
         self, action_id: int, child: int, *, code: int, reason: str, frames: Sequence[Frame]
@@ -314,33 +286,21 @@ class Runner:
 
     # -------------------------------------------------------------------- to the processes
 
-    def _put(
-        self, call: RunningCall, message: Callable[[Parcel], wire.ToCall], parcel: Parcel
-    ) -> None:
-        call.outgoing.append((message, parcel))
-        if call.key not in self._writing:
-            self._flush(call)
-
-    def _flush(self, call: RunningCall) -> None:
-        """Send what is complete, in order."""
-        child = call.child
-        assert child is not None
-        while call.outgoing and call.outgoing[0][1].written:
-            message, parcel = call.outgoing.popleft()
-            child.send(packets.encode(message(parcel)), parcel.fds)
-            parcel.close()
-        if call.outgoing:
+    def _put(self, call: RunningCall, message: MakeMessage, parcel: Parcel) -> None:
+        call.put(message, parcel)
+        if call.writing:
             self._writing[call.key] = call
-        else:
-            self._writing.pop(call.key, None)
 
-    def _write(self, call: RunningCall) -> None:
-        try:
-            call.outgoing[0][1].write()
-        except OSError as error:
-            self._end(call, Code.PROCESS_ENDED, f"no memory for a payload: {error}", self._clock())
-            return
-        self._flush(call)
+    def _write(self) -> None:
+        """Write a piece of each payload that is on its way."""
+        for call in list(self._writing.values()):
+            try:
+                call.write()
+            except OSError as error:
+                reason = f"no memory for a payload: {error}"
+                self._end(call, Code.PROCESS_ENDED, reason, self._clock())
+            if not call.writing:
+                self._writing.pop(call.key, None)
 
     # ------------------------------------------------------------------ from the processes
 
@@ -408,11 +368,9 @@ class Runner:
     def _awaits(self, call: RunningCall, message: wire.Awaits) -> None:
         op, now = call.op, self._clock()
         assert op is not None
-        span = self._span(call, message.end_ns, now)
-        call.ran_ns += span.duration_ns
-        call.op = None
-        call.guard_ns = now + _GUARD_SUSPENDED_NS
-        self._next_ns = min(self._next_ns, call.guard_ns)
+        span = call.span(message.end_ns, now)
+        call.suspended(now, span)
+        self._next_ns = min(self._next_ns, call.due_ns)
         self._events.append(CallAwaits(op.op_id, span, message.children))
         self.over(op)
 
@@ -425,7 +383,7 @@ class Runner:
     ) -> None:
         op = call.op
         assert op is not None
-        span = self._span(call, message.end_ns, self._clock())
+        span = call.span(message.end_ns, self._clock())
         if isinstance(message, wire.Raised):
             code = message.code if message.code in _CODES else Code.CALL_RAISED
             done = OpDone(op.op_id, span, code, message.text)
@@ -444,11 +402,6 @@ class Runner:
         else:
             child.call = -1
             call.function.end(child, "its call is over")
-
-    def _span(self, call: RunningCall, end_ns: int, now: int) -> Span:
-        """From the launch on, since the slot was taken from then on. A process may say what it likes."""
-        end_ns = min(max(end_ns, call.begin_ns), now)
-        return Span(call.begin_ns, end_ns, end_ns - call.begin_ns)
 
     # -------------------------------------------------------------------------------- ends
 
@@ -489,50 +442,20 @@ class Runner:
     def _forget(self, call: RunningCall) -> None:
         call.op = None
         self._calls.pop(call.key, None)
-        self._stop_writing(call)
-        self._leftover.append(call)
-
-    def _stop_writing(self, call: RunningCall) -> None:
         self._writing.pop(call.key, None)
-        while call.outgoing:
-            call.outgoing.popleft()[1].close()
+        call.stop_writing()
+        self._leftover.append(call)
 
     def _check(self, call: RunningCall, now: int) -> int:
         """End the call if it is over a limit. Returns when to look again."""
-        child = call.child
-        if child is None:
-            return _NEVER_NS
-        limit_ns = call.function.listed.info.limit_ns if call.op is not None else 0
-        due_ns = call.begin_ns + limit_ns - call.ran_ns if limit_ns else _NEVER_NS
-        reason = ""
-        if now >= due_ns:
-            reason = f"the time of a call, {format_duration(limit_ns)} (limit of its function)"
-        elif now >= call.guard_ns:
-            reason = self._looked_at(call, child, now)
-        if reason:
+        reason = call.over_limit(now, self._clock)
+        if not reason:
+            return call.due_ns
+        if call.child is not None:
             # Its template does that too, but those that fork without end leave it little time for it.
-            end_group(child.pid)
-            self._end(call, Code.CALL_OVER_LIMIT, reason, now)
-            return _NEVER_NS
-        return min(due_ns, call.guard_ns)
-
-    def _looked_at(self, call: RunningCall, child: CallChild, now: int) -> str:
-        """What the call, with all that it started, takes too much of; empty if nothing."""
-        pids = descendants(child.pid, MOST_PROCESSES + 1)
-        if not pids:  # its process alone, which RLIMIT_DATA bounds
-            call.guard_ns = now + (_GUARD_NS if call.op is not None else _GUARD_SUSPENDED_NS)
-            return ""
-        look_ns = self._clock() - now  # some 40 us for each process
-        call.guard_ns = now + max(_GUARD_OFTEN_NS, _LOOK_SHARE * look_ns)
-        if len(pids) > MOST_PROCESSES:
-            return f"the processes that a call may have started, {MOST_PROCESSES}"
-        limit_bytes = call.function.memory_bytes
-        taken = sum(max(0, own_bytes(pid) - child.own_bytes) for pid in (child.pid, *pids))
-        if limit_bytes and taken > limit_bytes:
-            return (
-                f"the memory of a call, {exact_bytes(limit_bytes)}, with the processes it started"
-            )
-        return ""
+            end_group(call.child.pid)
+        self._end(call, Code.CALL_OVER_LIMIT, reason, now)
+        return NEVER_NS
 
     def pid_of(self, action_id: int) -> int:
         """The process of an unfinished call; 0: it has none."""
