@@ -404,7 +404,6 @@ def test_an_idempotent_body_runs_once_more(code: Code) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        Code.EXEC_TOO_LATE,
         Code.TOO_MANY_CALLS,
         Code.EXEC_WEIGHTS_MISSING,
         Code.SHUTTING_DOWN,
@@ -426,6 +425,49 @@ def test_what_was_refused_before_it_began_is_planned_anew_three_times(code: Code
             rig.steps()
     reply = rig.reply(request_id)
     assert (reply.code, reply.attempts) == (code, 3) and "attempt 2" in reply.reason
+
+
+def test_a_call_behind_one_that_takes_too_long_comes_back_and_runs_elsewhere() -> None:
+    rig = CallRig.serving(workers=2)
+    rig.call()
+    rig.call()
+    rig.step(0)
+    endless, short = rig.outstanding_calls()
+    rig.call()
+    rig.step(1.0)  # both are about to end
+    behind = rig.outstanding_calls()[2]
+    assert rig.worker_of(behind) == rig.worker_of(endless)
+    assert behind.latest_ns == rig.at(1.5 + 20)
+    rig.step(2)
+    rig.result(short)
+    rig.step(22)
+    rig.error(behind, Code.EXEC_TOO_LATE)
+    rig.step()
+    again = rig.outstanding_calls()[-1]
+    assert again.call_id == behind.call_id
+    assert rig.worker_of(again) == rig.worker_of(short)
+
+
+def test_a_call_that_can_run_in_one_place_alone_waits_there() -> None:
+    rig = CallRig.serving()
+    rig.call()
+    rig.step(0)
+    rig.call(slo_ms=500)
+    rig.step(1.0)
+    assert rig.outstanding_calls()[1].latest_ns == rig.at(500 - 1 - 0.25)
+
+
+def test_a_call_that_comes_back_for_ever_is_answered() -> None:
+    rig = CallRig.serving()
+    request_id = rig.call(slo_ms=100_000)
+    rig.step()
+    for _ in range(200):
+        if rig.answered(request_id):
+            break
+        rig.error(rig.one(), Code.EXEC_TOO_LATE)
+        rig.later(2)
+    reply = rig.reply(request_id)
+    assert (reply.code, reply.attempts) == (Code.EXEC_TOO_LATE, 102)
 
 
 def test_a_worker_that_leaves_hands_calls_back_that_it_has_not_begun() -> None:

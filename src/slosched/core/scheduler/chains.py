@@ -68,6 +68,8 @@ UNSTARTED = frozenset(
 _HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 #: A call is with its worker by then, and heartbeats tell of it, or it was lost on the way.
 _REACHES_WITHIN_NS = 5 * NS_PER_S
+#: A call that came back so often from behind others is refused as one that fails.
+_MOST_MOVES = 100
 #: A call that is refused so often is answered.
 _MAX_ATTEMPTS = 3
 _TAKEN_BACK = "the call that made it has ended"
@@ -283,6 +285,8 @@ class Chains:
             request.excused += 1
         elif action.gpu.worker.leaving and code in _HANDED_BACK:
             request.excused += 1
+        elif code == Code.EXEC_TOO_LATE and request.attempts < _MOST_MOVES:
+            request.excused += 1  # what ran before it took longer than expected
         hopeless = (
             request.attempts - request.excused >= _MAX_ATTEMPTS
             or now_ns >= request.deadline_ns

@@ -15,12 +15,16 @@ from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.state import ActionState, RequestState
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import Call, CallResult
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: What a call that goes on is expected to take at least: this part of a whole call.
 _REST_SHARE = 8
 #: A call is ended by its worker at its function's limit, and reported within this time.
-_ENDED_WITHIN_NS = 5_000_000_000
+_ENDED_WITHIN_NS = 5 * NS_PER_S
 _NEVER_NS = 2**62
+#: A call that was sent behind others comes back when they take so much longer than expected, if it could run
+#: elsewhere: this number of times what it takes itself, and this at the least.
+_BEHIND_TIMES, _BEHIND_LEAST_NS = 4, 20 * NS_PER_MS
 
 
 class CallKind(Kind):
@@ -55,6 +59,9 @@ class CallKind(Kind):
         action.spread_ns = min(spread_ns, action.expected_duration_ns // OVERDUE_SHARE)
         limit_ns = model.function.limit_ns
         action.patience_ns = limit_ns + _ENDED_WITHIN_NS if limit_ns else _NEVER_NS
+        if len(gpu.exec.outstanding) >= gpu.exec.width and len(model.resident_on) > 1:
+            soon_ns = max(_BEHIND_TIMES * action.expected_duration_ns, _BEHIND_LEAST_NS)
+            action.latest_ns = min(action.latest_ns, action.expected_start_ns + soon_ns)
         request.move(RequestState.IN_FLIGHT)
         request.attempts += 1
         request.call.action = action
