@@ -251,4 +251,7 @@ def _cluster(workers: Workers, slots: int, settings: dict[str, object]) -> Itera
         ) as cluster,
         distributed_.Client(cluster, set_as_default=False) as client,
     ):
+        if processes:
+            # A worker that ends while it starts is given up by its nanny; this starts others.
+            cluster.adapt(minimum=slots, maximum=slots)
         yield client
