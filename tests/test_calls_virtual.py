@@ -134,6 +134,39 @@ def test_a_child_of_no_function_is_answered_in_words() -> None:
     assert "nothing" in answered.replies[0].reason
 
 
+def test_calls_nest_a_thousand_deep_and_no_deeper() -> None:
+    """In one slot: each gives it to the next."""
+    outcome = run(function("f", Chain("f"), ALL), most_calls=2000)
+    (answered,) = outcome.answers
+    assert answered.code == Code.CALL_RAISED
+    assert "1000 calls above it" in answered.replies[0].reason
+    assert len(outcome.bodies) == 1001
+
+
+def test_a_call_has_ten_thousand_children_at_a_time_and_no_more() -> None:
+    outcome = run(function("f", Chain("g", 10_001), ALL), function("g"), slots=8)
+    (answered,) = outcome.answers
+    assert answered.code == Code.CALL_RAISED
+    assert "child 10000" in answered.replies[0].reason
+    assert "10000 children of the call have no answer" in answered.replies[0].reason
+    assert len(outcome.bodies) == 1 + 10_000
+
+
+def test_children_run_on_the_worker_that_has_their_function() -> None:
+    hosts = (
+        HostPlan((function("f", Chain("g", 3), ALL),)),
+        HostPlan((function("g", Chain("h", 2), ALL),)),
+        HostPlan((function("h", Run(MS)),)),
+    )
+    outcome = simulate_calls(CallSpec(hosts=hosts, arrivals=(CallArrival(at_ns=0, function="f"),)))
+    assert outcome.answers[0].code == 0
+    assert {(each.function, each.worker_id) for each in outcome.calls} == {
+        ("f", 0),
+        ("g", 1),
+        ("h", 2),
+    }
+
+
 def test_a_worker_with_too_many_unfinished_calls_says_so() -> None:
     functions = [
         *(function(f"f{i}", Chain(f"f{i + 1}"), ALL) for i in range(9)),

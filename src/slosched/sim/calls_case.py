@@ -212,10 +212,13 @@ class DrawnCalls:
 
     def _hosts(self, calls: int) -> tuple[HostPlan, ...]:
         draw = self._draw
-        hosts = []
+        hosts: list[HostPlan] = []
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
             most = calls + 1 if self._calm else draw.choice((calls + 1, 64, 3))
-            hosts.append(HostPlan(self.functions, slots=draw.randint(1, 8), most_calls=most))
+            offered = self.functions
+            if hosts and draw.random() < 0.3:  # the first worker has them all
+                offered = tuple(each for each in offered if draw.random() < 0.6)
+            hosts.append(HostPlan(offered, slots=draw.randint(1, 8), most_calls=most))
         return tuple(hosts)
 
     def _arrivals(self, graph: Graph) -> tuple[CallArrival, ...]:
