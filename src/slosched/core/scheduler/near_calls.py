@@ -9,11 +9,16 @@ run it in time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
+from slosched.core.scheduler.urgency import Urgency
+
+#: A batch of INFER5: queue, number of requests skipped, number taken, batch class.
+Choice = tuple[Queue, int, int, int]
 
 #: Up to this loss rate, calls on hosts go by their due dates alone: of nested ones, the deeper first.
 CALM = 0.05
@@ -22,14 +27,15 @@ _LOOKED_AT, _CLEARED_FROM = 16, 4096
 
 
 class NearCalls:
-    """Those that wait in the policy's queues: `waiting` has those with requests, by id. `take` takes a request
-    out of its queue.
+    """Those that wait in the policy's queues, which `urgency` knows.
+
+    `commit` sends a batch of INFER5 to a device, from a time on: (device, `Choice`, time, now).
     """
 
     def __init__(
-        self, cluster: Cluster, waiting: Mapping[int, Queue], take: Callable[[Request], None]
+        self, cluster: Cluster, urgency: Urgency, commit: Callable[[Gpu, Choice, int, int], object]
     ) -> None:
-        self._cluster, self._queues, self._take = cluster, waiting, take
+        self._cluster, self._urgency, self._commit = cluster, urgency, commit
         self._fresh: list[Request] = []
         self._waiting: dict[int, dict[int, Request]] = {}  # by worker id and request key
         self._count = 0  # entries there; what has left its queue is taken out when it is met
@@ -56,13 +62,11 @@ class NearCalls:
         if self._count > _CLEARED_FROM:
             self._clear()
 
-    def send_instead(
-        self, gpu: Gpu, choice: tuple[Queue, int, int, int] | None, start_ns: int, now_ns: int
-    ) -> bool:
-        """Send a call that should be near `gpu` there, unless the policy's `choice` is more urgent."""
+    def instead_of(self, choice: Choice | None, gpu: Gpu, start_ns: int) -> Choice | None:
+        """A call that should be near `gpu` and could be in time there, unless `choice` is more urgent."""
         calls = self._waiting.get(gpu.worker.worker_id)
         if not calls:
-            return False
+            return choice
         most_ns = None
         if choice is not None:
             most_ns = choice[0].requests[choice[1]].due_ns + self._exchange_ns(gpu)
@@ -72,10 +76,9 @@ class NearCalls:
                 continue
             soon = most_ns is None or request.due_ns <= most_ns
             resident = gpu.index in request.instance.resident_on
-            if soon and resident and self._send(gpu, request, start_ns, now_ns):
-                self._drop(gpu.worker.worker_id, request)
-                return True
-        return False
+            if soon and resident and start_ns <= self._latest_ns(gpu, request):
+                return self._alone(request) or choice
+        return choice
 
     def _device(self, request: Request, worker_id: int) -> Gpu | None:
         holders = request.instance.resident_on.values()
@@ -93,35 +96,34 @@ class NearCalls:
             return False
         if not self._cluster.reports(gpu, now_ns) or self._others_first(gpu, request):
             return False
-        return self._send(gpu, request, start_ns, now_ns)
+        alone = self._alone(request)
+        if alone is None or start_ns > self._latest_ns(gpu, request):
+            return False
+        self._commit(gpu, alone, start_ns, now_ns)
+        return True
+
+    def _alone(self, request: Request) -> Choice | None:
+        """The batch of `request` alone. None: what is worth most in its queue goes first."""
+        queue = request.queue
+        if queue.queue_id in self._urgency.weighted:
+            return None
+        return queue, bisect_left(queue.requests, request), 1, 1
+
+    def _latest_ns(self, gpu: Gpu, request: Request) -> int:
+        """The latest start on `gpu` with which it would be in time."""
+        expected_ns = gpu.tables[request.queue.program].single.expected_ns
+        return request.deadline_ns - expected_ns - gpu.worker.returns.expected_ns
 
     def _others_first(self, gpu: Gpu, request: Request) -> bool:
         """Whether something waits that `gpu` could run, and that is due clearly sooner than `request`."""
-        if len(self._queues) > _LOOKED_AT:
+        waiting = self._urgency.waiting
+        if len(waiting) > _LOOKED_AT:
             return True  # each slot that opens decides
         before_ns = request.due_ns - self._exchange_ns(gpu)
         return any(
             queue.instance.model_id in gpu.resident and queue.requests[0].due_ns < before_ns
-            for queue in self._queues.values()
+            for queue in waiting.values()
         )
-
-    def _send(self, gpu: Gpu, request: Request, start_ns: int, now_ns: int) -> bool:
-        """False if it could not be in time there."""
-        expected_ns = gpu.tables[request.queue.program].single.expected_ns
-        latest_ns = request.deadline_ns - expected_ns - gpu.worker.returns.expected_ns
-        if start_ns > latest_ns:
-            return False
-        self._take(request)
-        self._cluster.send_infer(
-            gpu,
-            (request,),
-            1,
-            now_ns=now_ns,
-            start_ns=start_ns,
-            duration_ns=expected_ns,
-            latest_ns=latest_ns,
-        )
-        return True
 
     def _drop(self, worker_id: int, request: Request) -> None:
         calls = self._waiting[worker_id]
@@ -137,13 +139,10 @@ class NearCalls:
                     self._drop(worker_id, request)
 
 
-def first_due(
-    gpu: Gpu, queues: Iterable[Queue], start_ns: int
-) -> tuple[tuple[Queue, int, int, int] | None, bool]:
+def first_due(gpu: Gpu, queues: Iterable[Queue], start_ns: int) -> tuple[Choice | None, bool]:
     """The call that is due first of those that could be in time on the host `gpu` from `start_ns` on.
 
-    Returned as a batch of INFER5: queue, number of requests skipped, 1, 1. And whether some queue has only
-    requests that are too old.
+    And whether some queue has only requests that are too old.
     """
     best: tuple[int, Queue, int] | None = None
     all_late = False

@@ -46,7 +46,7 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.joint_batches import Joint, by_queue, joint_batch
 from slosched.core.scheduler.length_classes import programs
-from slosched.core.scheduler.near_calls import CALM, NearCalls, first_due
+from slosched.core.scheduler.near_calls import CALM, Choice, NearCalls, first_due
 from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
     NEVER_NS,
@@ -95,9 +95,6 @@ _PADDING_GAIN = 1.07
 _FEW_QUEUES = 3
 _NO_KEY = math.inf
 
-#: A batch: queue, number of requests skipped, number taken, batch class.
-_Choice = tuple[Queue, int, int, int]
-
 
 class Infer5:
     """The default policy. See the head of this file."""
@@ -129,7 +126,7 @@ class Infer5:
         self._mixes_lengths = cluster.config.mix_lengths
         preempts = cluster.config.preempt
         self._overtaking = Overtaking(cluster, self._waiting) if preempts else None
-        self._near = NearCalls(cluster, self._waiting, take=self.forget)
+        self._near = NearCalls(cluster, self._urgency, commit=self._commit)
         self._loss = 0.0
         self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
@@ -402,15 +399,15 @@ class Infer5:
             if choice is not None and self._loss > _FLOODED:
                 choice = self._with_time_to_spare(gpu, choice, start_ns)
         self._windows.asked(gpu, retry_when_faster=all_late)
-        if self._near and turn is None and self._near.send_instead(gpu, choice, start_ns, now_ns):
-            return True
+        if self._near and turn is None:
+            choice = self._near.instead_of(choice, gpu, start_ns)
         if choice is None:
             return False
         expected_ns = self._commit(gpu, choice, start_ns, now_ns)
         self._anti_starvation.served(choice[0], expected_ns, turn=turn is not None)
         return True
 
-    def _with_time_to_spare(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
+    def _with_time_to_spare(self, gpu: Gpu, choice: Choice, start_ns: int) -> Choice:
         """A batch whose answers leave time for the client's network latency, if it costs little more."""
         worker = gpu.worker
         to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
@@ -423,7 +420,7 @@ class Infer5:
         )
         return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
-    def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
+    def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> Choice | None:
         """A batch of a starved model that must run next on `gpu`; None: decide as usual."""
         while self._unloaded:
             for queue in self._unloaded.popitem()[1].queues:
@@ -459,11 +456,11 @@ class Infer5:
 
     def _best_batch(
         self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
-    ) -> tuple[_Choice | None, bool]:
+    ) -> tuple[Choice | None, bool]:
         """Return the batch of the smallest key (among `entries` if given), and whether some resident model
         has only requests that are too old.
         """
-        best: _Choice | None = None
+        best: Choice | None = None
         best_key, best_since, all_late, looked_at = _NO_KEY, 0, False, 0
         loss = self._loss
         credit = CREDIT + CREDIT_SLOPE * loss
@@ -527,7 +524,7 @@ class Infer5:
         self.models_looked_at += looked_at
         return best, all_late
 
-    def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
+    def _take(self, gpu: Gpu, choice: Choice) -> list[Request]:
         """Take the batch's requests out of the queue, and mark those that it skipped."""
         queue, skipped, taken, _ = choice
         waiting = queue.requests
@@ -542,6 +539,8 @@ class Infer5:
             )
             weighted = sum(value_of(request) != 1.0 for request in requests)
             self._urgency.weighs_no_more(queue, weighted)
+        if queue.instance.function is not None:
+            skipped = 0  # they were late, or others are near
         for request in waiting[self._hopeless(gpu, queue) if self._hopeless_ns else 0 : skipped]:
             (request.policy_data or standing_of(request)).stepped_over = True
         self._urgency.shrank(queue)
@@ -549,7 +548,7 @@ class Infer5:
         return requests
 
     def _commit(
-        self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int, *, priority: int = 0
+        self, gpu: Gpu, choice: Choice, start_ns: int, now_ns: int, *, priority: int = 0
     ) -> int:
         """Send the batch. Returns its expected exec time, ns."""
         queue, _, taken, batch = choice
