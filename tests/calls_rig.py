@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from slosched.codes import Code
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated_calls import (
+    AwaitAll,
     EmulatedFunction,
     EmulatedHost,
+    Run,
     Script,
     Step,
     mark_of,
@@ -38,6 +40,7 @@ from slosched.messages import (
     ControllerHello,
     ControllerToWorker,
     ErrorResult,
+    FunctionInfo,
     GpuInfo,
     Heartbeat,
     LoadModel,
@@ -54,6 +57,7 @@ FOREVER_NS = 2**62
 COLD_NS = 3 * MS
 
 Sent = TypeVar("Sent")
+ALL = AwaitAll()
 
 
 def function(name: str, *steps: Step, **more: Any) -> EmulatedFunction:
@@ -264,3 +268,19 @@ class CallingWorker:
     def _number(self) -> int:
         self.next_action += 1
         return self.next_action
+
+
+def leaf(ns: int = 2 * MS, *more: Step, **info: object) -> CallingWorker:
+    return CallingWorker([function("leaf", Run(ns), *more, info=FunctionInfo(**info))]).serving()  # type: ignore[arg-type]
+
+
+def parent(*steps: Step, slots: int = 1, **more: int) -> CallingWorker:
+    functions = [function("parent", *steps), function("leaf", Run(2 * MS))]
+    return CallingWorker(functions, slots, **more).serving()
+
+
+def nothing_left(worker: CallingWorker) -> None:
+    """Nothing runs, waits or is kept."""
+    assert worker.sent == []
+    assert worker.brain.idle and not worker.brain._ledger.calls.begun
+    assert (worker.host.running, worker.host.unfinished, worker.host.frames_kept) == (0, 0, 0)

@@ -167,6 +167,17 @@ def test_children_run_on_the_worker_that_has_their_function() -> None:
     }
 
 
+@pytest.mark.parametrize("near", range(4))
+def test_a_child_runs_where_the_one_ran_that_it_is_near_to(near: int) -> None:
+    again = Chain("g", near_child=near)
+    outcome = run(
+        function("f", Chain("g", 4), ALL, again, ALL), function("g", Run(10 * MS)), workers=4
+    )
+    places = {each.child: each.worker_id for each in outcome.calls if each.function == "g"}
+    assert sorted(places[child] for child in range(4)) == [0, 1, 2, 3]
+    assert places[4] == places[near]
+
+
 def test_a_worker_with_too_many_unfinished_calls_says_so() -> None:
     functions = [
         *(function(f"f{i}", Chain(f"f{i + 1}"), ALL) for i in range(9)),
