@@ -206,6 +206,41 @@ def test_a_worker_that_is_killed_takes_its_processes_with_it(
         assert client.call("echo", 1, slo="30s", timeout_s=30) == 1
 
 
+def test_a_worker_keeps_no_descriptor_of_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(tmp_path, monkeypatch, 2) as it, Client(it.address) as client:
+        pids = [it.workers[0].process.pid, *direct_children(it.workers[0].process.pid)]
+
+        def calls(number: int) -> None:
+            for place in range(number):
+                data = bytes(100_000 * (place % 3))
+                assert client.call("echo", data, slo="30s", timeout_s=30) == data
+                with pytest.raises(CallFailed):
+                    client.call("leaves", slo="30s", timeout_s=30)
+            assert client.call("tree", 1, 2, slo="30s", timeout_s=30) == 2
+
+        def settle() -> list[int]:
+            """The number of files of the worker and its root, once it is the same twice."""
+            give_up, last = time.monotonic() + 10, [-1]
+            while True:
+                files = [len([*Path(f"/proc/{pid}/fd").iterdir()]) for pid in pids]
+                if files == last:
+                    return files
+                assert time.monotonic() < give_up
+                last = files
+                time.sleep(0.3)
+
+        calls(20)
+        before = settle()
+        calls(60)
+        after = settle()
+        assert all(now <= then + 4 for now, then in zip(after, before, strict=True)), (
+            before,
+            after,
+        )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_that_is_told_to_end_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

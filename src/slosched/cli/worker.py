@@ -37,6 +37,7 @@ def worker(*, options: Options, config: _Config = None) -> None:
       slosched worker --dtype float16 --channels-last  # half the weights, and faster images
       slosched worker --libraries torchvision,timm     # and then: slosched client infer timm/resnet10t
       slosched worker --config worker.toml             # own models; see daemon/worker.toml
+      slosched worker --device none --functions my_functions --slots 4   # functions alone, in 4 slots
       slosched worker --controller gpu01:12346 --join-key cluster.key    # no list at the controller needed
     """
     base = WorkerConfig()

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -172,6 +173,8 @@ class Zygote:
             try:
                 self._become_child(parent, fd, far)
                 code = _run(self._serve, socket.socket(fileno=fd))
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         os.close(far)

@@ -37,7 +37,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class CallProcess:
     """Serves the worker behind `end` until it is gone, or until a call leaves something behind.
 
-    `made` is the product of `init`; each call gets a copy of it with `copies`. `once`: a single call.
+    `made` is the product of `init`; each call gets a copy of it with `copies`. `once`: a single call. `gpu`: its
+    calls have a GPU's exec lane, and are over when the GPU has done what they asked for.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class CallProcess:
         open_state: Callable[[], State] | None,
         once: bool,
         copies: bool,
+        gpu: bool,
     ) -> None:
         self._end, self._function, self._made, self._functions = end, function, made, functions
-        self._memory_bytes, self._once, self._copies = memory_bytes, once, copies
+        self._memory_bytes, self._once = memory_bytes, once
+        self._copies, self._gpu = copies, gpu
         self._open_state = None if open_state is None else _opened_once(open_state)
         self._pid = os.getpid()
         self._call = -1
@@ -126,6 +129,8 @@ class CallProcess:
         if self._take_in(body):
             return True
         _flush()
+        if self._gpu:
+            _gpu_is_sound()
         self._tell(wire.Awaits(step.children, now_ns()))
         while True:
             got = self._receive()
@@ -203,6 +208,8 @@ class CallProcess:
     def _clean(self) -> bool:
         """Whether the call left no process and no thread behind, so that the next one can have this process."""
         _flush()
+        if self._gpu and not _gpu_is_sound():
+            return False
         if self._once or threading.active_count() > self._threads:
             return False
         try:
@@ -261,6 +268,19 @@ class _Host:
     def __init__(self, process: CallProcess) -> None:
         self.chained = process.chained
         self.taken_back = process.taken_back
+
+
+def _gpu_is_sound() -> bool:
+    """Wait until the GPU has done what this process asked for. False: its context is broken, and stays so."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    try:
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        if cupy is not None:
+            cupy.cuda.runtime.deviceSynchronize()
+    except Exception:  # a function's own module may have that name, too
+        return False
+    return True
 
 
 def _give_way() -> None:

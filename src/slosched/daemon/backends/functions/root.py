@@ -113,6 +113,7 @@ def _run_calls(
         open_state=_opener(order),
         once=restores and order.forks,
         copies=restores and not order.forks,
+        gpu=not order.forks,
     ).serve()
 
 
