@@ -213,6 +213,7 @@ def test_a_call_that_awaits_gives_its_slot_to_its_child_and_takes_it_again() -> 
     rig.now_ns += MS
     rig.suspend(parent, 0, ran_ms=1.25)
     assert list(host.suspended) == [parent.action_id]
+    assert parent.action_id not in {a.action_id for a in host.exec.outstanding}
     rig.step()
     (child,) = others(rig, parent)
     rig.now_ns += 2 * MS

@@ -22,7 +22,7 @@ _REST_SHARE = 8
 #: A call is ended by its worker at its function's limit, and reported within this time.
 _ENDED_WITHIN_NS = 5 * NS_PER_S
 _NEVER_NS = 2**62
-#: A call that was sent behind others comes back when they take so much longer than expected, if it could run
+#: A call that was sent behind others comes back when they take longer than expected by this, if it could run
 #: elsewhere: this number of times what it takes itself, and this at the least.
 _BEHIND_TIMES, _BEHIND_LEAST_NS = 4, 20 * NS_PER_MS
 
