@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from function_rig import FunctionRig  # noqa: E402
 from slosched.core.worker.interface import CallAwaits  # noqa: E402

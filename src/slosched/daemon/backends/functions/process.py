@@ -37,8 +37,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class CallProcess:
     """Serves the worker behind `end` until it is gone, or until a call leaves something behind.
 
-    `made` is the product of `init`; each call gets a copy of it with `copies`. `once`: a single call. `gpu`: its
-    calls have a GPU's exec lane, and are over when the GPU has done what they asked for.
+    `made` is the product of `init`; each call gets a copy of it with `copies`. `once`: a single call. `gpu`:
+    its calls have a GPU's exec lane, and are over when the GPU has done what they asked for.
     """
 
     def __init__(
