@@ -385,6 +385,27 @@ REPLY_OF_A_CASCADE = m.InferReply(
 
 NEWS = b.ResultBundle((m.CallSuspended(5, 9, 400_000), m.CallResumed(5, 9)))
 
+BEAT_WITH_CALLS = m.Heartbeat(
+    session=5,
+    sent_ns=10**18,
+    clock_offset_ns=-300,
+    clock_error_ns=40_000,
+    pending=2,
+    preparing=0,
+    calls=(9, 12),
+)
+
+ERROR_OF_A_CALL = m.ErrorResult(
+    5,
+    9,
+    action_type=7,
+    code=104,
+    reason="Traceback\nValueError: 3",
+    received_ns=1,
+    sent_ns=2,
+    part=_SPAN,
+)
+
 #: By the name in the golden file.
 NAMED: dict[str, m.Message] = {
     **{type(example).__name__: example for example in EXAMPLES},
@@ -397,6 +418,8 @@ NAMED: dict[str, m.Message] = {
     "LoadModelResult of a function": LOADED_FUNCTION,
     "InferRequest of a call": CALL_OF_A_CLIENT,
     "ResultBundle with news of calls": NEWS,
+    "Heartbeat with calls": BEAT_WITH_CALLS,
+    "ErrorResult of a call": ERROR_OF_A_CALL,
 }
 
 
