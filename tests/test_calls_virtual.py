@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from slosched.codes import Code
-from slosched.config import GpuProfile, ModelProfile
+from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.invariants import InvariantViolated
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
@@ -176,6 +176,24 @@ def test_a_child_runs_where_the_one_ran_that_it_is_near_to(near: int) -> None:
     places = {each.child: each.worker_id for each in outcome.calls if each.function == "g"}
     assert sorted(places[child] for child in range(4)) == [0, 1, 2, 3]
     assert places[4] == places[near]
+
+
+def test_what_calls_really_take_is_learnt_and_a_hopeless_one_is_refused_at_once() -> None:
+    """The function says that it takes 1 ms. It takes about 40, so a call with 20 ms has no chance."""
+    slow = function("f", Run(40 * MS))
+    arrivals = [CallArrival(at_ns=i * 100 * MS, function="f", slo_ns=NS_PER_S) for i in range(20)]
+    hopeless = CallArrival(at_ns=20 * 100 * MS, function="f", slo_ns=20 * MS)
+    noise = EmulationNoise(exec_sigma=0.1)
+    outcome = simulate_calls(
+        CallSpec(hosts=(HostPlan((slow,)),), arrivals=(*arrivals, hopeless), noise=noise)
+    )
+    assert [each.code for each in outcome.answers[:-1]] == [0] * 20
+    took = {each.exec_ns for each in outcome.calls}
+    assert len(took) > 10 and 25 * MS < min(took - {0}) < 40 * MS < max(took) < 60 * MS
+    last = outcome.answers[-1]
+    assert last.code == Code.COULD_NOT_START_IN_TIME
+    assert last.answered_ns - last.sent_ns < MS
+    assert len(outcome.bodies) == 20
 
 
 def test_a_worker_with_too_many_unfinished_calls_says_so() -> None:

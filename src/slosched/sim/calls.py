@@ -8,9 +8,9 @@ are not trusted: what must hold is looked at where bodies begin, and where answe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from slosched.config import GpuProfile, SchedulerConfig
+from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import (
     ActionRecord,
@@ -52,7 +52,8 @@ class CallSpec:
 
     Each worker has `gpus` GPUs of `profile` besides, whose models are served beside the functions. Every call
     must be answered `settle_ns` after the last arrival and the last fault. Controllers of one `cluster_id` take
-    over from each other. The client leaves at `leave_ns` (-1: when it has its answers).
+    over from each other. `noise` disturbs what calls and inferences run. The client leaves at `leave_ns` (-1:
+    when it has its answers).
     """
 
     hosts: tuple[HostPlan, ...]
@@ -67,6 +68,7 @@ class CallSpec:
     profile: GpuProfile = _NO_GPU
     cluster_id: str = ""
     leave_ns: int = -1
+    noise: EmulationNoise = field(default_factory=EmulationNoise)
 
     def __post_init__(self) -> None:
         if not self.hosts:
@@ -151,6 +153,10 @@ class CallSimulation:
         return WorkerNode(
             self.spec.profile,
             self.spec.gpus,
+            noise=replace(
+                self.spec.noise,
+                seed=sub_seed(self.spec.seed + self.spec.noise.seed, f"{incarnation}"),
+            ),
             incarnation=incarnation,
             clock=None if self.spec.faults is None else WorkerClock(),
             host=self.spec.hosts[worker_id],

@@ -12,7 +12,7 @@ from functools import cached_property
 from random import Random
 
 from slosched.codes import Code
-from slosched.config import GpuProfile, ModelProfile
+from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
@@ -271,6 +271,9 @@ class DrawnCalls:
             faults=faults,
             gpus=self._gpus,
             profile=_PROFILE,
+            noise=EmulationNoise()
+            if self._calm
+            else EmulationNoise(exec_sigma=draw.choice((0.0, 0.3))),
             cluster_id=draw.choice(("", "cluster")),
             leave_ns=-1
             if self._calm or draw.random() < 0.8

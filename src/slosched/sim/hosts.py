@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slosched.config import PAGE_BYTES
+from slosched.config import PAGE_BYTES, EmulationNoise
 from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.emulated_calls import EmulatedFunction, EmulatedHost, prepare_function
 from slosched.core.worker.interface import ModelPrepared, PrepareModel
@@ -61,17 +61,31 @@ class SimHost:
     """
 
     def __init__(
-        self, plan: HostPlan, gpus: int, *, tag: int, on_begin: OnBegin | None = None
+        self,
+        plan: HostPlan,
+        gpus: int,
+        *,
+        tag: int,
+        on_begin: OnBegin | None = None,
+        noise: EmulationNoise | None = None,
     ) -> None:
         self.plan = plan
         self._on_begin = on_begin
         on_host = [each for each in plan.functions if not each.info.gpu]
         on_gpus = [each for each in plan.functions if each.info.gpu]
-        self.device = EmulatedHost(on_host, plan.slots, gpus, tag=tag, on_begin=self._begins)
+        self.device = EmulatedHost(
+            on_host, plan.slots, gpus, tag=tag, on_begin=self._begins, noise=noise
+        )
         #: What runs calls on each GPU, by its number.
         self.on_gpus = {
             gpu_id: EmulatedHost(
-                on_gpus, 1, gpu_id, tag=tag, on_begin=self._begins, beside=self.device
+                on_gpus,
+                1,
+                gpu_id,
+                tag=tag,
+                on_begin=self._begins,
+                beside=self.device,
+                noise=noise,
             )
             for gpu_id in range(gpus)
             if on_gpus

@@ -119,7 +119,7 @@ class WorkerNode:
         self.host = None
         if host is not None:
             infos.append(host.info(gpus))
-            self.host = SimHost(host, gpus, tag=incarnation, on_begin=on_begin)
+            self.host = SimHost(host, gpus, tag=incarnation, on_begin=on_begin, noise=noise)
         self.brain = WorkerBrain(
             infos,
             [*profile.models, *(host.names if host else ())],

@@ -108,11 +108,7 @@ class EmulatedGpu:
         self._noise = noise or EmulationNoise()
         self._bytes_per_s = self._noise.pcie_bytes_per_s
         self._link = (link or PcieLink()) if self._bytes_per_s else None
-        self._noisy = (
-            self._noise.exec_sigma > 0
-            or self._noise.stall_probability > 0
-            or bool(self._noise.exec_quantiles)
-        )
+        self._noisy = is_noisy(self._noise)
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
         #: (model, batch, length) -> exec ns
         self._classes: dict[tuple[str, int, int], int] = {}
@@ -352,16 +348,7 @@ class EmulatedGpu:
             self._classes[key] = duration_ns
         if self.slowdown != 1.0:
             duration_ns = max(1, round(duration_ns * self.slowdown))
-        if not self._noisy:
-            return duration_ns
-        if self._noise.exec_quantiles:
-            factor = _quantile(self._noise.exec_quantiles, self._random.uniform())
-        else:
-            factor = 1.0 + self._noise.exec_sigma * self._random.normal()
-        duration_ns = round(duration_ns * factor)
-        if self._random.uniform() < self._noise.stall_probability:
-            duration_ns += self._noise.stall_ns
-        return max(1, duration_ns)
+        return noisy_ns(duration_ns, self._noise, self._random) if self._noisy else duration_ns
 
 
 def emulated_gpus(
@@ -401,6 +388,23 @@ class Echo:
         given = [size for size in sizes if size]
         marks = self._marks.pop(action_id, [b""] * len(given))
         return [mark[:size] for mark, size in zip(marks, given, strict=bool(given))]
+
+
+def is_noisy(noise: EmulationNoise) -> bool:
+    """Whether `noise` disturbs durations."""
+    return noise.exec_sigma > 0 or noise.stall_probability > 0 or bool(noise.exec_quantiles)
+
+
+def noisy_ns(duration_ns: int, noise: EmulationNoise, random: SplitMix64) -> int:
+    """A draw of what takes `duration_ns` without `noise`; 1 or more."""
+    if noise.exec_quantiles:
+        factor = _quantile(noise.exec_quantiles, random.uniform())
+    else:
+        factor = 1.0 + noise.exec_sigma * random.normal()
+    duration_ns = round(duration_ns * factor)
+    if random.uniform() < noise.stall_probability:
+        duration_ns += noise.stall_ns
+    return max(1, duration_ns)
 
 
 def _quantile(quantiles: Sequence[float], share: float) -> float:

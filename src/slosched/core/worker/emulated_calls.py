@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from slosched.codes import Code
+from slosched.config import EmulationNoise
 from slosched.core.worker.call_scripts import AwaitAll as AwaitAll
 from slosched.core.worker.call_scripts import Chain as Chain
 from slosched.core.worker.call_scripts import EmulatedFunction as EmulatedFunction
@@ -24,7 +25,7 @@ from slosched.core.worker.call_scripts import Step as Step
 from slosched.core.worker.call_scripts import TakeBack as TakeBack
 from slosched.core.worker.call_scripts import mark_of as mark_of
 from slosched.core.worker.call_scripts import prepare_function as prepare_function
-from slosched.core.worker.emulated import SplitMix64
+from slosched.core.worker.emulated import SplitMix64, is_noisy, noisy_ns
 from slosched.core.worker.interface import (
     CallAwaits,
     CallChained,
@@ -76,6 +77,7 @@ class EmulatedHost:
     `tag` tells its marks from those of other hosts. `on_begin(function, mark)` is called when a body begins
     that has arguments. The methods from `keep_inputs` on are for the frames, as those of CallPort and Backend
     are, in marks. The devices of one worker share these: all but the first are made with it as `beside`.
+    `noise` disturbs each Run of a script as it does an exec; it has no copies here.
     """
 
     steady = False  # `end` changes what comes next
@@ -91,13 +93,16 @@ class EmulatedHost:
         tag: int = 0,
         on_begin: Callable[[str, bytes], None] | None = None,
         beside: EmulatedHost | None = None,
+        noise: EmulationNoise | None = None,
     ) -> None:
         self.functions: Mapping[str, EmulatedFunction] = {each.name: each for each in functions}
         self.slots = slots
         self.gpu_id = gpu_id
         self._tag = tag & 0xFFFFFFFF
         self._on_begin = on_begin
-        self._random = SplitMix64(tag * 0x10001 + gpu_id + 1)
+        self._noise = noise if noise is not None and is_noisy(noise) else None
+        seed = 0 if noise is None else noise.seed
+        self._random = SplitMix64((tag + seed) * 0x10001 + gpu_id + 1)
         #: Fault injection, as on an emulated GPU: a multiplier on run times; the share of parts of calls in
         #: which the call raises, and the share in which, or behind which, its process ends; the share of
         #: functions that do not get ready.
@@ -222,6 +227,8 @@ class EmulatedHost:
     def _run(self, life: _Life, ns: int, now_ns: int) -> None:
         if self.slowdown != 1.0:
             ns = max(1, round(ns * self.slowdown))
+        if self._noise is not None and ns:
+            ns = noisy_ns(ns, self._noise, self._random)
         limit_ns = life.function.info.limit_ns
         left_ns = limit_ns - life.ran_ns - (now_ns - life.begun_ns)
         if life.dies:
