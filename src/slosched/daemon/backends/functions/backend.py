@@ -140,16 +140,17 @@ class FunctionsBackend:
 
     def _make(self, gpu_id: int, name: str) -> LoadedFunction:
         listed, config = self._listed[name], self._config
-        on_host = gpu_id == self._host
+        on_host, reloads = gpu_id == self._host, listed.reset == "reload"
         order = wire.Load(
             spec=listed.spec,
             name=name,
             folder=self._folder,
-            forks=on_host,
+            forks=on_host and not reloads,
             memory_bytes=max(config.call_memory_bytes, listed.memory_bytes) if on_host else 0,
             visible_gpu="" if on_host else _visible_gpu(self._inner.device_name),
             state=config.state,
             namespace=self._namespace,
+            once=reloads,
         )
         return LoadedFunction(
             self._root,

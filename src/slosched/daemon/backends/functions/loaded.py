@@ -86,7 +86,7 @@ class Root:
         return self._brood.spawn(label, kind)
 
     def _lost(self, words: str) -> None:
-        self._announce(f"the process from which functions are forked: {words}; another is started")
+        self._announce("the process from which functions are forked has ended; another is started")
         self._end_process(kill=True)
 
     def close(self) -> None:
@@ -112,7 +112,8 @@ def _one_thread() -> dict[str, str]:
 class LoadedFunction:
     """The function of `order`, which is being loaded. `step` until `ready`, or until `failed` says why not.
 
-    `spares` processes wait for calls. `model_ids` are the instances that are loaded so. `announce` gets lines.
+    `spares` processes wait for calls. A function whose order says `once` has none: each of its calls asks for a
+    process (`need_another`), whose start is part of the call. `model_ids` are the instances that are loaded so. `announce` gets lines.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class LoadedFunction:
         self.children: dict[CallChild, None] = {}
         self._idle: deque[CallChild] = deque()
         self._starting = 0
+        self._wanted = 0  # processes that calls wait for, where none are kept
         self._again_ns, self._pause_ns = 0, _FIRST_PAUSE_NS
         self._trim_ns = self.since_ns + _TRIM_NS
         self._killed: dict[CallChild, int] = {}
@@ -173,6 +175,7 @@ class LoadedFunction:
             if not child.ended:
                 taken = child
                 taken.call = call
+                self._wanted -= int(self.reloads)
         self.fill()
         return taken
 
@@ -196,6 +199,8 @@ class LoadedFunction:
             return
         if self._order.forks:
             wanted = self._spares - len(self._idle) - self._starting
+        elif self.reloads and self.ready:
+            wanted = self._wanted - len(self._idle) - self._starting
         else:
             wanted = int(self._lacks_any and not any(child.call >= 0 for child in self.children))
         for _ in range(wanted):
@@ -204,8 +209,23 @@ class LoadedFunction:
 
     def need_another(self) -> None:
         """A call waits. On a GPU, where the processes that there are may be suspended for long, start one."""
-        if not self._order.forks and not self.failed and self._lacks_any:
+        if self.reloads:
+            self._wanted += 1
+            self.fill()
+        elif not self._order.forks and not self.failed and self._lacks_any:
             self._start()
+
+    def need_no_more(self) -> None:
+        """A call that waited for a process waits no longer, and got none."""
+        if self.reloads:
+            self._wanted -= 1
+            while len(self._idle) > self._wanted:
+                self.end(self._idle.pop(), "its call was given up")
+
+    @property
+    def reloads(self) -> bool:
+        """Whether each call has a process of its own, which is started for it."""
+        return self._order.once
 
     @property
     def _lacks_any(self) -> bool:
@@ -258,7 +278,10 @@ class LoadedFunction:
         child.pid, child.own_bytes = message.pid, message.own_bytes
         self._starting -= 1
         self._pause_ns = _FIRST_PAUSE_NS
-        self._idle.append(child)
+        if self.reloads and not self.ready:
+            self.end(child, "it has shown how long a cold start takes")
+        else:
+            self._idle.append(child)
         self.ready = not self.failed and (self.loaded is not None or self._order.forks)
 
     def gone(self, child: CallChild) -> None:

@@ -257,7 +257,12 @@ class CallProcess:
     def _tell(self, message: wire.FromCall, fds: tuple[int, ...] = ()) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # the function forked, and this is the copy: one answer is enough
-        packets.send(self._end, packets.encode(message), fds)
+        try:
+            packets.send(self._end, packets.encode(message), fds)
+        except OSError as error:  # the worker is gone, or the function closed the socket
+            with suppress(Exception):
+                sys.stderr.write(f"the process of a call cannot reach its worker: {error}\n")
+            os._exit(70)
 
 
 class _Host:

@@ -111,7 +111,7 @@ def _run_calls(
         functions,
         memory_bytes=order.memory_bytes,
         open_state=_opener(order),
-        once=restores and order.forks,
+        once=order.once or (restores and order.forks),
         copies=restores and not order.forks,
         gpu=not order.forks,
     ).serve()

@@ -200,7 +200,7 @@ class Runner:
             return
         call = RunningCall(op.action_id, function, op, now, frames)
         self._calls[call.key] = call
-        child = function.take(call.key)
+        child = None if function.reloads else function.take(call.key)
         if child is not None:
             self._begin(call, child, now)
         else:
@@ -217,6 +217,7 @@ class Runner:
         for call in list(self._waiting):
             if call.key not in self._calls:
                 self._waiting.remove(call)
+                call.function.need_no_more()
                 continue
             child = call.function.take(call.key)
             if child is not None:
@@ -224,6 +225,7 @@ class Runner:
                 self._begin(call, child, now)
             elif call.function.failed or now >= call.begin_ns + _PROCESS_WITHIN_NS:
                 self._waiting.remove(call)
+                call.function.need_no_more()
                 name = call.function.name
                 reason = call.function.failed or f"no process of {name!r} became ready in time"
                 self._end(call, Code.EXEC_WEIGHTS_MISSING, reason, now)
@@ -245,7 +247,8 @@ class Runner:
             return wire.Begin(call.key, call_id, deadline_ns, parcel.size, parcel.inline)
 
         self._put(call, message, parcel)
-        self._runs(call, op, now)
+        # A cold start is part of the call where each has one: forecasts learn it.
+        self._runs(call, op, call.begin_ns if call.function.reloads else now)
 
     def _resume(self, op: Op, now: int) -> None:
         call = self._calls.get(op.action_id)
