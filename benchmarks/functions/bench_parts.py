@@ -48,13 +48,21 @@ def percentile(values: list[int], share: float) -> float:
 def no_op(system: System, sizes: Sizes) -> Record:
     """Latency of one call at a time, and calls/s with as many in flight as the system likes.
 
-    Dask is measured again without the pauses between its messages, in `hurried`.
+    Dask is measured with bare tasks, too, and in `hurried` again without pauses between its messages.
     """
     found = _no_op(system, sizes)
     if isinstance(system, OnDask):
+        found["bare_per_s"] = _bare(system, sizes.many)
         system.hurry()
-        found["hurried"] = _no_op(system, sizes)
+        found["hurried"] = _no_op(system, sizes) | {"bare_per_s": _bare(system, sizes.many)}
     return found
+
+
+def _bare(system: OnDask, count: int) -> float:
+    system.bare(count // 4)
+    took_ns, values = timed(lambda: system.bare(count))
+    _expect(values == list(range(count)), f"{system.name}: wrong values of bare tasks")
+    return count / took_ns * 1e9
 
 
 def _no_op(system: System, sizes: Sizes) -> Record:
