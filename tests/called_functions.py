@@ -92,6 +92,15 @@ def eats(ctx: Any, size: int) -> int:
     return int(np.ones(size, np.uint8).sum())
 
 
+LEAKED: list[Any] = []
+
+
+@slosched.function
+def leaks(ctx: Any, size: int) -> int:
+    LEAKED.append(np.ones(size, np.uint8))
+    return os.getpid()
+
+
 @slosched.function
 def bombs(ctx: Any) -> None:
     while True:
@@ -167,6 +176,17 @@ def counts(ctx: Any) -> tuple[int, int]:
 @slosched.function(init=_made, reset="restore")
 def counts_anew(ctx: Any) -> tuple[int, int]:
     return _count(ctx)
+
+
+@slosched.function(init=_made, reset="reload")
+def counts_cold(ctx: Any) -> tuple[int, int]:
+    return _count(ctx)
+
+
+@slosched.function(init=_made, reset="reload")
+def sleeps_cold(ctx: Any, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
 
 
 @slosched.function(init=_made, gpu=True)

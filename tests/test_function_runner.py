@@ -123,6 +123,12 @@ def test_a_process_with_a_thread_left_over_is_not_used_again(rig: FunctionRig) -
     assert rig.call("leaves_thread")[1] != rig.call("leaves_thread")[1]
 
 
+def test_a_function_that_leaks_costs_no_later_call_its_memory(rig: FunctionRig) -> None:
+    calls = [rig.call("leaks", 2**25) for _ in range(30)]  # 1 GiB in all, of 256 MiB for a process
+    assert [(done.code, done.reason) for done, _ in calls] == [(0, "")] * 30
+    assert 1 < len({pid for _, pid in calls}) < 30  # several used one process
+
+
 def test_reset_says_what_the_next_call_sees(rig: FunctionRig) -> None:
     kept = [rig.call("counts")[1] for _ in range(8)]
     assert len({pid for pid, _ in kept}) == 1  # init ran once

@@ -62,6 +62,7 @@ class CallProcess:
         self._call = -1
         self._begin_ns = 0
         self._threads = threading.active_count()
+        self._most_bytes = 0  # at its peak; with more it takes no other call; 0: any
         self._asked: dict[int, str] = {}  # the functions of the call's children
 
     def serve(self) -> None:
@@ -69,6 +70,8 @@ class CallProcess:
         # A slot is one process: others give way, so that many leave time to those that end them.
         os.register_at_fork(after_in_child=_give_way)
         own_bytes = _limit_memory(self._memory_bytes)
+        if self._memory_bytes:  # rather another process than a later call that finds no memory left
+            self._most_bytes = _peak_bytes() + self._memory_bytes // 2
         self._tell(wire.Ready(self._pid, own_bytes))
         while True:
             got = self._receive()
@@ -206,8 +209,13 @@ class CallProcess:
         return again
 
     def _clean(self) -> bool:
-        """Whether the call left no process and no thread behind, so that the next one can have this process."""
+        """Whether the call left nothing behind, so that the next one can have this process.
+
+        That is a process, a thread, or much of the memory that a call may take.
+        """
         _flush()
+        if 0 < self._most_bytes < _peak_bytes():
+            return False
         if self._gpu and not _gpu_is_sound():
             return False
         if self._once or threading.active_count() > self._threads:
@@ -309,6 +317,10 @@ def _opened_once(open_state: Callable[[], State]) -> Callable[[], State]:
         return opened[0]
 
     return state
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _limit_memory(memory_bytes: int) -> int:
