@@ -217,6 +217,11 @@ def _check_possible(function: Function[Any]) -> None:
             f"{function.name!r} has reset='restore': Dask's workers keep what calls change in them and cannot "
             "go back to a snapshot; leave it out, or open the engine slosched"
         )
+    if function.reset == "reload":
+        raise NotPossible(
+            f"{function.name!r} has reset='reload': Dask starts a worker again only with all that it runs; "
+            "leave it out, or open the engine slosched"
+        )
 
 
 def _settings(saturation: float, again: bool) -> dict[str, object]:

@@ -3,7 +3,8 @@
 For tests, for debugging, and as the baseline without any system. Arguments and results travel as on workers, as
 bytes, so what does not travel fails. It differs from workers in this: deadlines are told to
 calls (`ctx.left_ns`) and refuse none; nothing is ended at `limit`; what a call changes in a module stays, also
-with reset="restore", which copies the product of `init` alone; and a crash is the program's.
+with reset="restore", which copies the product of `init` alone, or "reload", which runs `init` again; and a
+crash is the program's.
 """
 
 from __future__ import annotations
@@ -78,9 +79,11 @@ class LocalEngine:
         )
 
     def product(self, function: Function[Any]) -> Any:
-        """What `init` made: once for the engine, or with reset="restore" a copy for the call."""
+        """What `init` made: once for the engine, or for the call: a copy ("restore"), or anew ("reload")."""
         if function.init is None:
             return None
+        if function.reset == "reload":
+            return function.init()
         with self._lock:
             if function.name not in self._products:
                 self._products[function.name] = function.init()

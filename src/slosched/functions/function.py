@@ -13,7 +13,7 @@ from slosched.functions.errors import FunctionError
 from slosched.message_types import FunctionInfo
 from slosched.units import NS_PER_MS, NS_PER_S, parse_bytes, parse_duration_ns
 
-Reset = Literal["none", "restore"]
+Reset = Literal["none", "restore", "reload"]
 Duration = str | float | int
 
 #: Size classes are numbered from 0; a function that names none has one.
@@ -37,8 +37,9 @@ class Function(Generic[R]):
     takes nothing and runs once per instance; calls see its product as `ctx.init`. With `gpu` calls run on a
     GPU's exec lane, without it in slots of a host. `slo_ns` is the SLO of a client's call that names none
     (0: the controller's default). With `reset` "restore" each call gets what `init` made anew; with "none"
-    a process is used again and keeps what calls changed in it. An `idempotent` call may run again after its
-    process ended. A call that ran for longer than `limit_ns`, its suspensions left out, is ended.
+    a process is used again and keeps what calls changed in it; with "reload" each call has a new process that
+    imports the module and runs `init` for it alone, so that it is a cold start. An `idempotent` call may run
+    again after its process ended. A call that ran for longer than `limit_ns`, its suspensions left out, is ended.
     `expected_ns` is the first forecast of a call, before any has been measured, and `memory_bytes` what an
     instance takes. `size` gets the arguments of a call and returns its size class, 0 to 15: durations are
     forecast for each class apart.
