@@ -39,8 +39,8 @@ class Function(Generic[R]):
     (0: the controller's default). With `reset` "restore" each call gets what `init` made anew; with "none"
     a process is used again and keeps what calls changed in it; with "reload" each call has a new process that
     imports the module and runs `init` for it alone, so that it is a cold start. An `idempotent` call may run
-    again after its process ended. A call that ran for longer than `limit_ns`, its suspensions left out, is ended.
-    `expected_ns` is the first forecast of a call, before any has been measured, and `memory_bytes` what an
+    again after its process ended. A call that ran for longer than `limit_ns`, its suspensions left out, is
+    ended. `expected_ns` is the first forecast of a call, before any has been measured, and `memory_bytes` what an
     instance takes. `size` gets the arguments of a call and returns its size class, 0 to 15: durations are
     forecast for each class apart.
     Arguments and result have at most `max_payload_bytes` each.

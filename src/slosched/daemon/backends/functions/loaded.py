@@ -113,7 +113,8 @@ class LoadedFunction:
     """The function of `order`, which is being loaded. `step` until `ready`, or until `failed` says why not.
 
     `spares` processes wait for calls. A function whose order says `once` has none: each of its calls asks for a
-    process (`need_another`), whose start is part of the call. `model_ids` are the instances that are loaded so. `announce` gets lines.
+    process (`need_another`), whose start is part of the call. `model_ids` are the instances that are loaded so.
+    `announce` gets lines.
     """
 
     def __init__(
