@@ -17,7 +17,7 @@ from random import Random
 
 from slosched.core.invariants import InvariantViolated
 from slosched.errors import SloschedError
-from slosched.sim.calls import CallOutcome, CallSimulation, CallSpec
+from slosched.sim.calls import CallOutcome, CallSimulation, CallSpec, codes
 from slosched.sim.calls_case import Graph, calm_case, hard_case
 from slosched.sim.faults import FaultPlan
 from slosched.units import NS_PER_MS, format_duration
@@ -95,15 +95,12 @@ def run_calls(seed: int, spec: CallSpec, *, calm: bool) -> CallsOutcome:
     except (AssertionError, LookupError, ValueError) as error:
         failure = f"{type(error).__name__}{_place(error)}: {error}"
     outcome = simulation.outcome
-    counts: dict[int, int] = {}
-    for each in outcome.answers:
-        counts[each.code] = counts.get(each.code, 0) + 1
     return CallsOutcome(
         seed=seed,
         spec=spec,
         failure=failure,
         log=tuple(log),
-        codes=counts,
+        codes=codes(outcome),
         bodies=sum(outcome.bodies.values()),
         events=simulation.kernel.events,
     )
