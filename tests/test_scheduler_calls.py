@@ -263,6 +263,21 @@ def test_what_cannot_be_called_is_refused_in_words(more: dict[str, float], words
     assert not rig.outstanding_calls()
 
 
+def test_without_a_worker_a_call_is_refused_at_once() -> None:
+    rig = CallRig.serving("f", "gpu", info={"gpu": True})
+    request_id = rig.call("gpu")
+    rig.step()
+    assert rig.reply(request_id).reason == "no connected GPU has this function ready"
+    rig = CallRig.serving()
+    rig.call()
+    rig.step()
+    rig.handle(SendFailed(0, rig.one()))
+    request_id = rig.call()
+    rig.step()
+    assert rig.reply(request_id).code == Code.COULD_NOT_START_IN_TIME
+    assert rig.reply(request_id).reason == "no host is connected to the controller"
+
+
 def test_a_cold_start_is_forecast_as_the_load_that_it_is() -> None:
     rig = CallRig({"f": FunctionInfo()})
     rig.enter(resident=False)

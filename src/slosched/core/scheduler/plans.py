@@ -78,12 +78,12 @@ def loading_plan(cluster: Cluster, placement: Placement, request: Request, now_n
 
 def why_nowhere(cluster: Cluster, request: Request) -> str:
     """In words: there is nothing that could run the request, and for which it could wait."""
+    function = request.instance.function
+    device = "host" if request.instance.on_host else "GPU"
     if not cluster.gpus:
-        return "no GPU is connected to the controller"
-    instance = request.instance
-    if instance.function is None:
-        return "no connected GPU has this model ready"
-    return f"no connected {'host' if instance.on_host else 'GPU'} has this function ready"
+        return f"no {device} is connected to the controller"
+    what = "model" if function is None else "function"
+    return f"no connected {device} has this {what} ready"
 
 
 def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
