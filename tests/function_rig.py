@@ -219,6 +219,11 @@ class FunctionRig:
             self.poll()
         raise AssertionError(f"no {kind.__name__} within {within_s} s")
 
+    def templates(self) -> list[int]:
+        """The processes that those of calls are forked from."""
+        root = self.backend.root_pid
+        return [int(pid) for pid in Path(f"/proc/{root}/task/{root}/children").read_text().split()]
+
     @property
     def lost(self) -> list[WeightsLost]:
         return [event for event in self.events if isinstance(event, WeightsLost)]

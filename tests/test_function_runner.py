@@ -13,7 +13,8 @@ import pytest
 from function_rig import Ended, FunctionRig, alive, children_of, open_files
 from slosched.clock import now_ns, sleep_ns
 from slosched.codes import Code
-from slosched.core.worker.interface import CallAwaits, CallLost
+from slosched.core.worker.interface import CallAwaits, CallLost, WeightsLost
+from slosched.daemon.backends.functions import loaded
 from slosched.daemon.backends.functions.running_call import MOST_PROCESSES
 from slosched.errors import ExtensionError, InvalidConfig
 from slosched.units import NS_PER_S
@@ -297,6 +298,27 @@ def test_a_root_that_is_killed_costs_what_ran_and_another_one_is_started() -> No
         while len(rig.lost) < 2:
             rig.poll()
         assert soon(lambda: not any(map(alive, made)))
+        assert not rig.load("nothing").code
+        assert rig.call("nothing")[0].code == 0
+
+
+def test_a_template_that_hangs_is_found_and_costs_the_function_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loaded, "_TRIM_NS", NS_PER_S // 10)
+    monkeypatch.setattr(loaded, "_ANSWER_WITHIN_NS", NS_PER_S // 2)
+    with FunctionRig() as rig:
+        rig.call("nothing")
+        [template] = rig.templates()
+        rig.call("echo", 1)
+        os.kill(template, signal.SIGSTOP)
+        for pid in rig.backend.calls.pids("nothing"):
+            os.kill(pid, signal.SIGKILL)
+        [lost] = rig.reported(WeightsLost)
+        assert lost.model_ids == (0,)
+        assert any("does not answer" in each for each in rig.said)
+        assert soon(lambda: rig.polled() and not alive(template))
+        others_are_served(rig)
         assert not rig.load("nothing").code
         assert rig.call("nothing")[0].code == 0
 

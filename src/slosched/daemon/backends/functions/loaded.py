@@ -26,8 +26,9 @@ LOAD_WITHIN_NS = 120 * NS_PER_S
 #: Processes that are kept beyond those that are wanted, and for how long.
 _MORE_SPARES = 16
 _TRIM_NS = 5 * NS_PER_S
-#: A template that has not ended a process for this time hangs: code that `init` left running holds it.
-_END_WITHIN_NS = 5 * NS_PER_S
+#: A template that does not fork or end a process for this time hangs: code that `init` left running holds it.
+_ANSWER_WITHIN_NS = 5 * NS_PER_S
+_HANGS = "the process that its calls are forked from does not answer"
 _FIRST_PAUSE_NS = 100 * NS_PER_MS
 _LONGEST_PAUSE_NS = 30 * NS_PER_S
 
@@ -137,7 +138,7 @@ class LoadedFunction:
         self.code = 0
         self.since_ns = clock()
         self.due_ns = self.since_ns + LOAD_WITHIN_NS
-        self.children: dict[CallChild, None] = {}
+        self.children: dict[CallChild, int] = {}  # with their starts, in order
         self._idle: deque[CallChild] = deque()
         self._starting = 0
         self._wanted = 0  # processes that calls wait for, where none are kept
@@ -247,7 +248,7 @@ class LoadedFunction:
             return False
         assert isinstance(child, CallChild)
         child.owner, child.loading = self, not self._order.forks
-        self.children[child] = None
+        self.children[child] = self._clock()
         self._starting += 1
         return True
 
@@ -277,6 +278,10 @@ class LoadedFunction:
             return
         child.ready = True
         child.pid, child.own_bytes = message.pid, message.own_bytes
+        if not self.ready:  # the others could not start before either
+            now = self._clock()
+            self.children = dict.fromkeys(self.children, now)
+            self._trim_ns = now + _TRIM_NS
         self._starting -= 1
         self._pause_ns = _FIRST_PAUSE_NS
         if self.reloads and not self.ready:
@@ -287,7 +292,7 @@ class LoadedFunction:
 
     def gone(self, child: CallChild) -> None:
         """The process has ended, or is being ended."""
-        if self.children.pop(child, 0) == 0:
+        if self.children.pop(child, None) is None:
             return
         if child in self._idle:
             self._idle.remove(child)
@@ -308,7 +313,7 @@ class LoadedFunction:
         if not self.ready and now_ns >= self.due_ns:
             took_s = (now_ns - self.since_ns) // NS_PER_S
             self._fail(f"it was not loaded within {took_s} s; its process was ended")
-        if now_ns >= self._trim_ns:
+        if self.ready and now_ns >= self._trim_ns:
             self._trim_ns = now_ns + _TRIM_NS
             self._trim(now_ns)
         self.fill()
@@ -320,15 +325,23 @@ class LoadedFunction:
                 loader.kill("it sent nonsense")
 
     def _trim(self, now_ns: int) -> None:
+        """End what is not needed, and what hangs."""
         if len(self._idle) > self._spares:
             self.end(self._idle.popleft(), "it is not needed")
         while self._killed:
             child, since_ns = next(iter(self._killed.items()))
             if self._brood is not None and self._brood.has(child):
-                if now_ns - since_ns > _END_WITHIN_NS:
-                    self._fail("the process that its calls are forked from does not answer")
-                return
+                if now_ns - since_ns > _ANSWER_WITHIN_NS:
+                    self._fail(_HANGS)
+                break
             del self._killed[child]
+        starting = [(child, since) for child, since in self.children.items() if not child.ready]
+        for child, since_ns in starting:
+            if self._order.forks and now_ns - since_ns > _ANSWER_WITHIN_NS:
+                self._fail(_HANGS)
+                return
+            if now_ns - since_ns > LOAD_WITHIN_NS:
+                self.end(child, "it was not loaded in time")
 
     # -------------------------------------------------------------------------------- ends
 
