@@ -309,6 +309,7 @@ def test_a_template_that_hangs_is_found_and_costs_the_function_alone(
     monkeypatch.setattr(loaded, "_ANSWER_WITHIN_NS", NS_PER_S // 2)
     with FunctionRig() as rig:
         rig.call("nothing")
+        assert soon(lambda: len(rig.templates()) == 1)  # what found the functions has ended
         [template] = rig.templates()
         rig.call("echo", 1)
         os.kill(template, signal.SIGSTOP)
