@@ -104,6 +104,8 @@ class Row:
             return exact_duration(value)
         if self.unit == "bytes":
             return exact_bytes(value)
+        if isinstance(value, tuple):
+            return ",".join(self.text(each) for each in value)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     @property

@@ -17,6 +17,7 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    exp,
     experiment,
     explain,
     functions,
@@ -60,6 +61,7 @@ _ORDER = (
     "experiment",
     "cascade",
     "share",
+    "exp",
     "state",
     "plot",
     "report",
@@ -170,6 +172,9 @@ app.add_typer(
     share.app,
     name="share",
     short_help="Models that share one GPU: Deft's and HotCarbon's experiments.",
+)
+app.add_typer(
+    exp.app, name="exp", short_help="Faasm's experiments: sgd, matrices, inference, cold starts."
 )
 app.add_typer(state.app, name="state", short_help="The store that functions share state through.")
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")

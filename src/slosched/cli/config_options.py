@@ -19,7 +19,15 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from slosched.cli.values import cascades, duration_ns, names, size_bytes, weight_rules
+from slosched.cli.values import (
+    cascades,
+    duration_ns,
+    names,
+    numbers,
+    size_bytes,
+    weight_rules,
+    whole_numbers,
+)
 from slosched.command_line import CASCADES, WEIGHTS, command_rows
 from slosched.options import Row
 
@@ -27,6 +35,7 @@ from slosched.options import Row
 Options = Mapping[str, Any]
 
 _TEXT = str | None
+_LISTS = {tuple[str, ...]: "NAME,NAME", tuple[int, ...]: "N,N", tuple[float, ...]: "X,X"}
 #: Types that Typer reads by itself, as options that may be left out. The others are texts to it.
 _READ_BY_TYPER: dict[Any, Any] = {int: int | None, float: float | None, bool: bool | None}
 
@@ -109,9 +118,11 @@ def _metavar(row: Row) -> str | None:
         return row.option.metavar or None
     if row.unit:
         return {"ns": "DURATION", "bytes": "SIZE"}[row.unit]
+    if row.plain is int:
+        return "N"
     if row.plain is str:
         return "|".join(row.option.one_of) or None
-    return "NAME,NAME" if row.plain == tuple[str, ...] else None
+    return _LISTS.get(row.plain)
 
 
 def values_of(config: type, options: Options) -> dict[str, Any]:
@@ -131,6 +142,10 @@ def _value(row: Row, given: Any) -> Any:
         return size_bytes(row.argument, given)
     if row.plain == WEIGHTS:
         return weight_rules(row.argument, given)
+    if row.plain == tuple[int, ...]:
+        return whole_numbers(row.argument, given, least=0)
+    if row.plain == tuple[float, ...]:
+        return numbers(row.argument, given)
     if row.plain == CASCADES:
         return cascades(given)
     return names(given) if row.plain == tuple[str, ...] else given

@@ -91,6 +91,17 @@ def whole_numbers(option: str, text: str, *, least: int = 1) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """The numbers of "0.1,0.5,20%", in their order; 20% is 0.2."""
+    try:
+        return tuple(
+            float(part.removesuffix("%")) / (100 if part.endswith("%") else 1)
+            for part in names(text)
+        )
+    except ValueError:
+        raise InvalidConfig(f"{option} must be numbers, as 0.1,0.5 or 20%, not {text!r}") from None
+
+
 def names(text: str) -> tuple[str, ...]:
     """The names of "torchvision,timm"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -4,9 +4,10 @@
         ...
     bill.record()["gb_s_integral"]
 
-The paper (USENIX ATC'20, section 6) bills the peak memory of a function x the number of functions x time; that is
-`gb_s_paper` here. `gb_s_peak` is the highest total of all processes x time, and `gb_s_integral` the total summed
-over time. Memory is PSS: a page that n processes share counts 1/n in each, so that a shared tier is billed once.
+The paper (USENIX ATC'20, section 6) bills the peak memory of a function x the number of functions x time; that
+is `gb_s_paper` here. `gb_s_peak` is the highest total of all processes x time, and `gb_s_integral` the total
+summed over time. Memory is PSS: a page that n processes share counts 1/n in each, so that a shared tier is
+billed once.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from slosched.units import NS_PER_MS, NS_PER_S
 _GB = 1e9
 #: Sampling takes at most one part in this many of a core.
 _COST_SHARE = 20
+#: The first samples are this far apart, and the later ones further and further.
+_FIRST_NS = 10 * NS_PER_MS
 _HOST_EVERY_NS = 2 * NS_PER_S
 #: The published log has a host's name.
 HOST_SUFFIX, _SAMPLES_SUFFIX = ".host.log", ".tsv"
@@ -89,8 +92,8 @@ class Billing:
     """Samples in a thread from `__enter__` to `__exit__`.
 
     `pids` are the processes to bill with all below them, or a function that tells them at each sample; by
-    default those below this process. `own`: this process, too. `every_s` is stretched where a sample costs
-    more than a twentieth of it. `files`: a path without suffix, to which each sample is written (.tsv), and
+    default those below this process. `own`: this process, too. Samples begin close together and end
+    `every_s` apart, or more where one costs more than a twentieth of that. `files`: a path without suffix, to which each sample is written (.tsv), and
     with `host` the host's billing log (.host.log). `gpus`: UUIDs of cards whose used memory is read. The end
     raises SloschedError if nothing could be sampled.
     """
@@ -204,12 +207,17 @@ class Billing:
     # ---------------------------------------------------------------------------------- samples
 
     def _run(self) -> None:
+        every_ns = min(_FIRST_NS, self._every_ns)
         while True:
             began_ns = now_ns()
             if not self._guarded():
                 return
             cost_ns = now_ns() - began_ns
-            pause_ns = max(self._every_ns - cost_ns, cost_ns * (_COST_SHARE - 1), NS_PER_MS)
+            if every_ns == self._every_ns:
+                pause_ns = max(every_ns - cost_ns, cost_ns * (_COST_SHARE - 1), NS_PER_MS)
+            else:  # a short block has samples, too
+                pause_ns = max(every_ns - cost_ns, NS_PER_MS)
+                every_ns = min(every_ns * 3 // 2, self._every_ns)
             if self._stop.wait(pause_ns / NS_PER_S):
                 return
 

@@ -2,8 +2,8 @@
 
 A `LeakCheck` is made when a run begins and asked when it ends. Processes below this one are found also when
 their parent has ended, since this process makes itself the one that inherits them (Linux). State in shared
-memory goes to a folder that only this run uses. Other files in /dev/shm count if they came during the run, belong
-to this user and no process has them open.
+memory goes to a folder that only this run uses. Other files in /dev/shm count if they came during the run,
+belong to this user and no process has them open.
 """
 
 from __future__ import annotations

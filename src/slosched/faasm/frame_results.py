@@ -1,8 +1,8 @@
 """results.jsonl of a run: one record on each line, in the order in which the cells ended.
 
-A cell is one configuration of an experiment, named by its key. Its records are appended together when it ends, and
-the last one says how many there are, so a cell that a crash or a full disk cut off does not count, and is made
-again.
+A cell is one configuration of an experiment, named by its key. Its records are appended together when it ends,
+and the last one says how many there are, so a cell that a crash or a full disk cut off does not count, and is
+made again.
 """
 
 from __future__ import annotations

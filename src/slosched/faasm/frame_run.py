@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,7 +50,7 @@ LAYOUTS = ("slosched", "faasm")
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to run. `options` is the experiment's dataclass; `seeds` name its sources of randomness."""
+    """What to run. `options` are the experiment's own."""
 
     experiment: str
     options: Any
@@ -58,13 +58,10 @@ class Order:
     out: Path
     resume: bool = False
     layout: str = "slosched"
-    seeds: Mapping[str, int] | None = None
 
     def config(self) -> dict[str, Any]:
         """Options as the manifest keeps them."""
-        made: dict[str, Any] = msgspec.json.decode(
-            msgspec.json.encode(asdict(self.options), enc_hook=str)
-        )
+        made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.options, enc_hook=str))
         return made
 
 
@@ -142,6 +139,12 @@ def options_of(experiment: str) -> Any:
     """The class of an experiment's options. Nothing heavy is imported."""
     module, _, name = EXPERIMENTS[experiment].options.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def seeds_of(options: Any) -> dict[str, int]:
+    """The seeds among the options, for the manifest: whole numbers in fields that are called so."""
+    names = (each.name for each in fields(options) if "seed" in each.name)
+    return {name: value for name in names if isinstance(value := getattr(options, name), int)}
 
 
 @contextmanager
@@ -239,7 +242,9 @@ def _begin(order: Order, directory: Path, before: Mapping[str, Any]) -> None:
         # Each time that the run was begun or continued.
         "sessions": [*(sessions if isinstance(sessions, list) else []), now],
     }
-    write_manifest(directory, f"{KIND} {order.experiment}", order.config(), order.seeds, extra)
+    write_manifest(
+        directory, f"{KIND} {order.experiment}", order.config(), seeds_of(order.options), extra
+    )
 
 
 def versions() -> dict[str, str]:

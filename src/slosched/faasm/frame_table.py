@@ -12,9 +12,9 @@ from dataclasses import dataclass
 class Experiment:
     """One experiment.
 
-    `options` is a frozen dataclass with keywords only, whose fields are rows of the option table (options.py), in
-    a module that imports nothing heavy. `module` has `run`, and `report` where tables are made apart from it.
-    `published` is the folder of the seed's results, `<user>_<func>`.
+    `options` is a frozen dataclass with keywords only, whose fields are rows of the option table (options.py),
+    in a module that imports nothing heavy. `module` has `run`, and `report` where tables are made apart from
+    it. `published` is the folder of the original's results, `<user>_<func>`.
     """
 
     module: str
@@ -27,7 +27,7 @@ _ROOM = "slosched.faasm"
 EXPERIMENTS = {
     "sgd": Experiment(
         module=f"{_ROOM}.sgd.run",
-        options=f"{_ROOM}.sgd.options:SgdOptions",
+        options=f"{_ROOM}.sgd.options:Options",
         published="sgd_reuters_svm",
         summary="HOGWILD: a linear SVM by stochastic gradient descent, N workers on shared weights.",
     ),

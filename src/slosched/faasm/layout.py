@@ -1,9 +1,9 @@
-"""Results in the form of the seed's: `<user>_<func>/SYSTEM_..._logs/` with its file names, keys and units.
+"""Results in the form of the original's: `<user>_<func>/SYSTEM_..._logs/` with its file names, keys and units.
 
-An experiment puts what one of the functions here returns into the field `published` of a record. `--layout faasm`
-writes the folders of all such records. Where a configuration was repeated, RUN_TIME.log has the total, as the
-original's, and the other files are the last repeat's. Systems that the original does not have are named in the
-same form: SYSTEM_DASK_....
+An experiment puts what one of the functions here returns into the field `published` of a record. `--layout
+faasm` writes the folders of all such records. Where a configuration was repeated, RUN_TIME.log has the total,
+as the original's, and the other files are the last repeat's. Systems that the original does not have are named
+in the same form: SYSTEM_DASK_....
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def write_published(records: Iterable[Mapping[str, Any]], run: Path, into: Path)
             by_folder.setdefault(str(made["folder"]), []).append(record)
     if not by_folder:
         raise InvalidConfig(
-            f"{run}: no record has a form in the seed's layout; leave --layout faasm out"
+            f"{run}: no record has a form in the original's layout; leave --layout faasm out"
         )
     return [_write(into / name, found, run) for name, found in by_folder.items()]
 
