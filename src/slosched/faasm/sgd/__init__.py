@@ -1,0 +1,1 @@
+"""A linear SVM trained by HOGWILD! workers on state that they share, or do not share."""

@@ -1,0 +1,252 @@
+"""`slosched exp sgd`: a linear SVM by HOGWILD!, with N workers that share their state or have a copy each.
+
+After Faasm (USENIX ATC'20, section 6.2, figure 6), which trains on Reuters RCV1. Its functions in Faaslets are
+calls in warm slots here, its containers processes with copies of all state that they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import slosched.engines
+from slosched.engines.engine import Engine
+from slosched.errors import MissingPackage
+from slosched.faasm import layout
+from slosched.faasm.frame import Frame
+from slosched.faasm.sgd import summary
+from slosched.faasm.sgd.examples import Examples, size_named
+from slosched.faasm.sgd.kernel import MU, RATE
+from slosched.faasm.sgd.measure import lack_of_memory, measured, reached_s
+from slosched.faasm.sgd.options import Options
+from slosched.faasm.sgd.plausibility import by_scikit_learn
+from slosched.faasm.sgd.reference import Curve, sequential
+from slosched.faasm.sgd.svmlight import read_svmlight
+from slosched.faasm.sgd.synthetic import synthetic
+from slosched.faasm.sgd.training import MODES, Training, mode_named
+from slosched.functions.state.state import State
+from slosched.functions.state.store import Limits
+from slosched.units import NS_PER_S
+
+__all__ = ["Options", "report", "run"]
+
+FUNCTIONS = "slosched.faasm.sgd.functions"
+SEQUENTIAL, LIBRARY = "sequential", "scikit-learn"
+#: The target is the loss that the first sequential training has after half of its epochs, and this much more.
+_TARGET_SLACK = 1.01
+#: Beyond the inputs in the global tier: weights, ledger, their drafts.
+_MORE_BYTES = 64 << 20
+_SAMPLE_S = 0.1
+
+
+def run(options: Options, frame: Frame) -> None:
+    """Measure what the run directory does not have: see `frame`. Raises what engines and state raise, and
+    InvalidConfig for a file of examples that cannot be read."""
+    options = options.at_scale(frame.scale)
+    data = {size: _examples(options, size) for size in options.size or ("data",)}
+    plans = [_Plan(options, frame, size, examples) for size, examples in data.items()]
+    frame.expect(sum(plan.cells for plan in plans))
+    for plan in plans:
+        plan.references()
+    for mode in options.modes:
+        for workers in options.workers:
+            with ExitStack() as stack:
+                engine: _Opened | None = None
+                for plan in plans:
+                    for seed, counting in plan.missing(mode, workers):
+                        if plan.left_out(mode, workers, seed, counting):
+                            continue
+                        if engine is None:
+                            engine = stack.enter_context(_opened(options, frame, workers, plans))
+                        plan.train(engine, mode, workers, seed, counting)
+
+
+def report(options: Options, frame: Frame) -> None:
+    """Tables and figures, from the records alone."""
+    summary.show(frame)
+
+
+class _Opened:
+    """An engine with the state of its calls."""
+
+    def __init__(self, engine: Engine, state: State) -> None:
+        self.engine, self.state = engine, state
+
+
+@contextmanager
+def _opened(options: Options, frame: Frame, workers: int, plans: list[_Plan]) -> Iterator[_Opened]:
+    """Processes for one number of workers in one mode: none has memory of another configuration."""
+    room = max(plan.examples.nbytes for plan in plans) + _MORE_BYTES
+    limits = Limits(bytes=max(room, Limits().bytes))
+    extra: dict[str, Any] = {} if options.engine == "local" else {"slots": workers}
+    with (
+        State(frame.new_namespace(options.store), options.store, own=True, limits=limits) as state,
+        slosched.engines.open(options.engine, [FUNCTIONS], state=state, **extra) as engine,
+    ):
+        yield _Opened(engine, state)
+
+
+class _Plan:
+    """The cells of one size."""
+
+    def __init__(self, options: Options, frame: Frame, size: str, examples: Examples) -> None:
+        self.options, self.frame, self.size, self.examples = options, frame, size, examples
+        self._curves: dict[int, Curve] = {}
+
+    @property
+    def cells(self) -> int:
+        configurations = len(self.options.modes) * len(self.options.workers)
+        once = 1 if self.options.count_lost else 0
+        return 1 + self.options.repeats + configurations * (self.options.repeats + once)
+
+    # ----------------------------------------------------------------------- what it is held to
+
+    def references(self) -> None:
+        """The sequential training of each seed, and scikit-learn's."""
+        frame, options = self.frame, self.options
+        for seed in options.seeds:
+            with frame.cell(f"{self.size} {SEQUENTIAL} seed={seed}") as cell:
+                if cell:
+                    cell.row(self._sequential(seed))
+        with frame.cell(f"{self.size} {LIBRARY}") as cell:
+            if cell:
+                row: dict[str, Any] = {"size": self.size, "system": LIBRARY}
+                try:
+                    row |= by_scikit_learn(self.examples, epochs=options.epochs, seed=options.seed)
+                except MissingPackage as error:
+                    row["why"] = str(error)
+                cell.row(row)
+
+    def curve(self, seed: int) -> Curve:
+        if seed not in self._curves:
+            training = self._training("shared", 1, seed, counting=False)
+            train = self.examples.train
+            self._curves[seed] = sequential(training, train, self.examples.counts)
+        return self._curves[seed]
+
+    @property
+    def target(self) -> float:
+        """The loss whose time is compared. It is fixed before any engine runs."""
+        losses = self.curve(self.options.seed).losses
+        return losses[(len(losses) - 1) // 2] * _TARGET_SLACK
+
+    def _sequential(self, seed: int) -> dict[str, Any]:
+        curve = self.curve(seed)
+        ends_s = [each / NS_PER_S for each in curve.ends_ns]
+        return {
+            "size": self.size,
+            "system": SEQUENTIAL,
+            "workers": 1,
+            "seed": seed,
+            "train_s": ends_s[-1],
+            "epoch_ends_s": ends_s,
+            "losses": curve.losses,
+            "loss": curve.losses[-1],
+            "accuracy": _accuracy(self.examples, curve),
+            "target": self.target,
+            "target_s": reached_s(curve.losses, ends_s, self.target),
+            "data": self.examples.facts() if seed == self.options.seed else None,
+        }
+
+    # --------------------------------------------------------------------------- what is measured
+
+    def key(self, mode: str, workers: int, seed: int, counting: bool) -> str:
+        return f"{self.size} {mode} n={workers} seed={seed}{' counting' if counting else ''}"
+
+    def missing(self, mode: str, workers: int) -> list[tuple[int, bool]]:
+        """(seed, whether updates are counted) of the cells that are to be made. Only the first seed is counted:
+        counting takes time, so it is a run of its own."""
+        wanted = [(seed, False) for seed in self.options.seeds]
+        wanted += [(self.options.seed, True)] if self.options.count_lost else []
+        frame = self.frame
+        return [
+            each
+            for each in wanted
+            if frame.measures and not frame.has(self.key(mode, workers, *each))
+        ]
+
+    def left_out(self, mode: str, workers: int, seed: int, counting: bool) -> bool:
+        """Record a configuration that this host has no memory for, as the paper's baseline had at 30."""
+        private = mode_named(mode).private
+        lack = lack_of_memory(self.examples, workers, private=private)
+        if lack:
+            with self.frame.cell(self.key(mode, workers, seed, counting)) as cell:
+                cell.row({**self._named(mode, workers, seed, counting), "why": lack})
+            self.frame.say(f"{cell.key}: left out: {lack}")
+        return bool(lack)
+
+    def train(self, opened: _Opened, mode: str, workers: int, seed: int, counting: bool) -> None:
+        """One cell."""
+        training = self._training(mode, workers, seed, counting=counting)
+        options, frame = self.options, self.frame
+        with frame.cell(self.key(mode, workers, seed, counting)) as cell:
+            record = measured(
+                opened.engine,
+                opened.state,
+                training,
+                self.examples,
+                truth=self.curve(seed),
+                target=self.target,
+                billed=lambda: frame.bill(every_s=_SAMPLE_S, own=options.engine == "local"),
+            )
+            made = {**self._named(mode, workers, seed, counting), **record}
+            if not counting:
+                made[layout.PUBLISHED] = layout.sgd(
+                    _published(mode),
+                    workers=workers,
+                    interval=options.interval,
+                    run_ns=round(record["train_s"] * NS_PER_S),
+                    losses=list(zip(record["epoch_ends_s"], record["losses"], strict=True)),
+                )
+            cell.row(made)
+
+    def _named(self, mode: str, workers: int, seed: int, counting: bool) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "system": mode,
+            "workers": workers,
+            "seed": seed,
+            "counting": counting,
+            "engine": self.options.engine,
+            "interval": self.options.interval,
+            "epochs": self.options.epochs,
+        }
+
+    def _training(self, mode: str, workers: int, seed: int, *, counting: bool) -> Training:
+        rows = self.examples.train
+        words = [self.size, mode, str(workers), str(seed), "counted" if counting else "timed"]
+        return Training(
+            id="-".join(words),
+            mode=mode,
+            workers=workers,
+            interval=self.options.interval,
+            seed=seed,
+            epochs=self.options.epochs,
+            rows=len(rows),
+            features=self.examples.features,
+            nonzeros=rows.nonzeros,
+            rate=RATE,
+            mu=MU,
+            count_lost=counting,
+        )
+
+
+def _examples(options: Options, size: str) -> Examples:
+    if options.data:
+        return read_svmlight(Path(options.data), held_out=options.held_out)
+    return synthetic(size_named(size), options.seed)
+
+
+def _accuracy(examples: Examples, curve: Curve) -> float | None:
+    from slosched.faasm.sgd.measure import judged
+
+    return judged(examples, curve.weights)["accuracy"]
+
+
+def _published(mode: str) -> str:
+    """Which of the published systems a mode stands for; sum-delta is none of them."""
+    names = {"shared": layout.WARM, "copies": layout.NATIVE}
+    assert mode in MODES
+    return names.get(mode, mode)
