@@ -61,7 +61,7 @@ class CpuRig:
         for event in self.device.poll(now_ns=now_ns()):
             if isinstance(event, WeightsLost):
                 self.lost.append(event)
-            else:
+            elif isinstance(event, OpDone):
                 done.append(event)
         self.said += self.backend.take_notes()
         return done

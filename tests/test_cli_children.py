@@ -19,9 +19,9 @@ READY = "print('slosched worker ready on 127.0.0.1:4711: it', flush=True); "
 SLEEP = "import time; time.sleep(60)"
 
 
-def python(**options: float) -> Children:
+def python(*, stop_within_s: float = 8.0) -> Children:
     """Children that run Python code instead of slosched."""
-    return Children((sys.executable, "-c"), **options)
+    return Children((sys.executable, "-c"), stop_within_s=stop_within_s)
 
 
 def is_alive(pid: int) -> bool:

@@ -134,7 +134,7 @@ def test_boundaries_beyond_those_that_are_timed_are_counted(
     now = [0]
 
     class Clock(HostTimeline):
-        def mark(self) -> int:
+        def mark(self, passed: int | None = None) -> int:
             return now[0]
 
     def run() -> None:

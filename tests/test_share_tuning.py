@@ -329,7 +329,7 @@ def test_an_eager_model_is_measured(kind: BoundaryKind, monkeypatch: pytest.Monk
             return value
 
     class Timeline(HostTimeline):
-        def mark(self) -> int:
+        def mark(self, passed: int | None = None) -> int:
             return now[0]
 
         def synchronize(self) -> None:

@@ -3,7 +3,7 @@
 The law it keeps, whatever the policy and whatever fails (checked in core/invariants.py):
 
 - every request is answered exactly once;
-- a request's state moves along state.TRANSITIONS and no other way;
+- a request's state moves along request_states.TRANSITIONS and no other way;
 - pages used never exceed the pages there are; nothing is sent to weights that are not resident;
 - the same events at the same times give the same effects, byte for byte.
 
