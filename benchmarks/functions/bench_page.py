@@ -115,6 +115,7 @@ def _no_op(document: Record) -> str:
                 _ms(median(document, name, "no_op", "p99_ns")),
                 _whole(median(document, name, "no_op", "calls_per_s")),
                 _whole(median(document, name, "no_op", "bare_per_s")),
+                _whole(median(document, name, "no_op", "cpu_us")),
             )
         )
         runs = [run for run in document["runs"] if run["system"] == name and "hurried" in run]
@@ -130,12 +131,13 @@ def _no_op(document: Record) -> str:
                     _ms(middle["p99_ns"]),
                     _whole(middle["calls_per_s"]),
                     _whole(middle.get("bare_per_s")),
+                    _whole(middle.get("cpu_us")),
                 )
             )
     if not rows:
         return ""
     heads = ("no-op", "p50, ours / this", "calls/s, ours / this", "p50 ms", "p99 ms", "calls/s")
-    return f"### No-op\n\n{_table((*heads, 'bare tasks/s'), rows)}{_goals(document)}"
+    return f"### No-op\n\n{_table((*heads, 'bare tasks/s', 'CPU us per call'), rows)}{_goals(document)}"
 
 
 def _goals(document: Record) -> str:
@@ -152,7 +154,8 @@ def _goals(document: Record) -> str:
         f"\n\nThe controller refused {refused:,.0f} calls of slosched's, as it could not keep up.\n\n"
         f"Goals: p50 < 1 ms {_met(p50 < P50_GOAL_NS)}. Calls/s {RATE_GOAL:.0f} times Dask's best: "
         f"{_times(calls)} times the same calls on Dask ({_met(calls >= RATE_GOAL)}), "
-        f"{_times(settings)} times its best with bare tasks ({_met(settings >= RATE_GOAL)}), {_times(patched)} times that of a patched Dask."
+        f"{_times(settings)} times its best with bare tasks ({_met(settings >= RATE_GOAL)}), "
+        f"{_times(patched)} times that of a patched Dask."
     )
 
 

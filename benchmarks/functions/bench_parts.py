@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import bench_functions as called
@@ -39,6 +42,23 @@ def timed(work: Callable[[], Any]) -> tuple[int, Any]:
     return monotonic_ns() - begun_ns, value
 
 
+def cpu_ns() -> int:
+    """CPU time that this process and all below it have used, as far as they still run."""
+    parents: dict[int, int] = {}
+    used: dict[int, int] = {}
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with suppress(OSError):
+                fields = (each / "stat").read_text().rpartition(")")[2].split()
+                parents[int(each.name)] = int(fields[1])
+                used[int(each.name)] = int(fields[11]) + int(fields[12])
+    below = [os.getpid()]
+    for process in below:
+        below += [child for child, parent in parents.items() if parent == process]
+    ticks = sum(used.get(process, 0) for process in below)
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
 def percentile(values: list[int], share: float) -> float:
     """In ns; the value at that place of the sorted ones, rounded up."""
     ordered = sorted(values)
@@ -71,7 +91,9 @@ def _no_op(system: System, sizes: Sizes) -> Record:
     latencies = [timed(lambda: system.one(called.noop, 1))[0] for _ in range(sizes.calls)]
     calls = [(i,) for i in range(sizes.many)]
     system.many(called.noop, calls[: sizes.many // 4])
+    cpu_before_ns = cpu_ns()
     took_ns, values = timed(lambda: system.many(called.noop, calls))
+    used_ns = cpu_ns() - cpu_before_ns
     refused = sum(isinstance(each, CallFailed) and each.refused for each in values)
     right = sum(each == i for i, each in enumerate(values))
     _expect(right + refused == sizes.many, f"{system.name}: wrong values of no-ops: {values[:3]}")
@@ -81,6 +103,7 @@ def _no_op(system: System, sizes: Sizes) -> Record:
         "calls": sizes.calls,
         "calls_per_s": right / took_ns * 1e9,
         "refused": refused,
+        "cpu_us": used_ns / sizes.many / 1000,
         "many": sizes.many,
     }
 
