@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,20 @@ from slosched.units import NS_PER_S
 MODULE = "stateful_functions"
 
 
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shared memory of these tests alone."""
+    monkeypatch.setenv("SLOSCHED_STATE_FOLDER", f"slosched-test-{os.getpid()}-calls")
+    yield
+    shutil.rmtree(root(), ignore_errors=True)
+
+
 def folders() -> set[str]:
     return {each.name for each in root().iterdir()}
 
 
 @pytest.mark.processes
-def test_calls_share_state_which_ends_with_their_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLOSCHED_STATE_FOLDER", f"slosched-test-{os.getpid()}")
+def test_calls_share_state_which_ends_with_their_worker(tmp_path: Path) -> None:
     before = folders()
     with FunctionRig(MODULE, state=f"embedded:{tmp_path}", slots=3) as rig:
         ops = [rig.begin("adds", 1) for _ in range(12)]
@@ -53,10 +59,7 @@ def test_calls_share_state_which_ends_with_their_worker(
 
 
 @pytest.mark.processes
-def test_the_state_of_a_worker_that_is_killed_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLOSCHED_STATE_FOLDER", f"slosched-test-{os.getpid()}")
+def test_the_state_of_a_worker_that_is_killed_is_dropped(tmp_path: Path) -> None:
     store = f"embedded:{tmp_path}"
     script = (
         "import os, signal, sys\n"
@@ -75,10 +78,7 @@ def test_the_state_of_a_worker_that_is_killed_is_dropped(
 
 
 @pytest.mark.processes
-def test_a_namespace_with_a_name_outlives_the_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLOSCHED_STATE_FOLDER", f"slosched-test-{os.getpid()}")
+def test_a_namespace_with_a_name_outlives_the_worker(tmp_path: Path) -> None:
     store = f"embedded:{tmp_path}"
     with State("mine", store, own=True) as state:
         with FunctionRig(MODULE, state=store, namespace="mine") as rig:
