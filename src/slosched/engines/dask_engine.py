@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -91,6 +91,10 @@ class DaskHandle:
     @property
     def done(self) -> bool:
         return bool(self._future.done())
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call `call` in a thread of Dask's when the call has ended, however it did."""
+        self._future.add_done_callback(lambda _: call())
 
     def cancel(self) -> None:
         """Take the call back. One that runs goes on to its end, unheard: Dask cannot end it."""

@@ -1,0 +1,121 @@
+"""The program of a process that is one instance: `python -m slosched.faasm.inference.serve FD PLAN`.
+
+It loads the plan's network, or nothing without a plan, then does what comes over the socket FD, one order
+at a time, and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+
+from slosched.clock import now_ns
+from slosched.faasm.inference import wire
+from slosched.faasm.inference.instance import Instance
+from slosched.faasm.inference.plan import Image, images, plan_of
+from slosched.units import NS_PER_S
+
+
+def main(fd: int, plan_text: str) -> None:
+    """The life of the process. Its memory and CPU time are those of an instance."""
+    end = socket.socket(fileno=fd)
+    began_ns = now_ns()
+    instance: Instance | None = None
+    imported_ns = began_ns
+    try:
+        if plan_text:
+            import torch  # noqa: F401 - to see what the import takes
+
+            imported_ns = now_ns()
+            instance = Instance(plan_of(plan_text))
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            wire.send(end, wire.Failed(f"{type(error).__name__}: {error}"))
+        return
+    with contextlib.suppress(OSError, EOFError):
+        wire.send(
+            end,
+            wire.Ready(os.getpid(), imported_ns - began_ns, now_ns() - imported_ns, cpu_ns()),
+        )
+        _Process(end, instance).serve()
+
+
+class _Process:
+    def __init__(self, end: socket.socket, instance: Instance | None) -> None:
+        self._end, self._instance = end, instance
+        self._image = None if instance is None else images(instance.plan, 1)[0]
+
+    def serve(self) -> None:
+        while True:
+            order = wire.receive_order(self._end)
+            try:
+                said = self._did(order)
+            except Exception as error:
+                said = wire.Failed(f"{type(error).__name__}: {error}")
+            wire.send(self._end, said)
+
+    def _did(self, order: wire.Order) -> wire.Said:
+        if isinstance(order, wire.Fork):
+            return self._forked()
+        if isinstance(order, wire.Weigh):
+            from slosched.faasm.inference.network import gpu_used_bytes
+
+            return wire.Weighed(gpu_used_bytes())
+        if isinstance(order, wire.Measure):
+            return self._measured(order)
+        assert self._instance is not None, "this process has no network"
+        answer = self._instance.answer(_image(order), order.rung, order.pause_ns)
+        return wire.Answered(answer)
+
+    def _measured(self, order: wire.Measure) -> wire.Measured:
+        instance, image = self._instance, self._image
+        walls, cpus = [], []
+        for _ in range(order.count):
+            cpu = cpu_ns()
+            began_ns = now_ns()
+            if instance is not None and image is not None:
+                if order.rung == "L0":
+                    instance.answer_image(image)
+                else:
+                    instance.make_cold(order.rung)
+            walls.append(now_ns() - began_ns)
+            cpus.append(cpu_ns() - cpu)
+        return wire.Measured(tuple(walls), tuple(cpus))
+
+    def _forked(self) -> wire.Measured:
+        """A fork of this process, from the wish to the moment at which it can answer."""
+        far, near = os.pipe()
+        began_ns = now_ns()
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                os.write(near, now_ns().to_bytes(8, "little") + cpu_ns().to_bytes(8, "little"))
+            os._exit(0)
+        os.close(near)
+        try:
+            data = os.read(far, 16)
+        finally:
+            os.close(far)
+            os.waitpid(pid, 0)
+        return wire.Measured(
+            (int.from_bytes(data[:8], "little") - began_ns,), (int.from_bytes(data[8:], "little"),)
+        )
+
+
+def _image(order: wire.Answering) -> Image:
+    import numpy as np
+
+    return np.frombuffer(order.image, np.uint8).reshape(order.shape)
+
+
+def cpu_ns() -> int:
+    """CPU time of this process, with the kernel's share."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return round((used.ru_utime + used.ru_stime) * NS_PER_S)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
