@@ -125,6 +125,14 @@ def test_a_recorded_graph_does_the_same_again(tmp_path: Path, slots: int) -> Non
         assert facts_of(second, other).makespan_ns > facts_of(second, other).critical_ns
 
 
+def test_the_log_of_requests_has_the_calls_of_clients_alone(tmp_path: Path) -> None:
+    outcome = recorded_run(tmp_path, slots=2)
+    roots = [call.key for call in outcome.calls if call.parent < 0]
+    assert len(outcome.calls) == 2 * 21
+    assert [request.key for request in outcome.requests] == roots
+    assert len(roots) == 2
+
+
 def test_more_slots_shorten_a_graph_down_to_its_critical_path(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     recorded_run(tmp_path / "first", slots=1, calls=1)

@@ -93,7 +93,8 @@ class Performer:
                 self._to_worker(effect)
             elif isinstance(effect, RequestDone):
                 self._values.release(effect.record.key)
-                log.request(effect.record)
+                if not effect.child:
+                    log.request(effect.record)
             elif isinstance(effect, ActionDone):
                 log.action(effect.record)
             elif isinstance(effect, Keep):

@@ -258,7 +258,8 @@ class SimController:
                 record = effect.record  # type: ignore[union-attr]
                 if self._framed:
                     self._forget_input(record)  # type: ignore[arg-type]
-                self._on_request(record)  # type: ignore[arg-type]
+                if not effect.child:  # type: ignore[union-attr]
+                    self._on_request(record)  # type: ignore[arg-type]
             elif kind is Keep:
                 self._values.keep(effect.value_id, effect.owner)  # type: ignore[union-attr]
             elif kind is ActionDone:

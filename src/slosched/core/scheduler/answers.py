@@ -205,7 +205,7 @@ class Answers:
             self._emit(CallDone(record_of_call))
         if tell and not request.client.gone:
             self._emit(ToClient(request.client.identity, reply, output))
-        self._emit(RequestDone(record))
+        self._emit(RequestDone(record, request.parent is not None))
         return met
 
     def keeps(self, request: Request, size: int) -> None:

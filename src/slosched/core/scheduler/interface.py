@@ -272,7 +272,10 @@ class CallPartDone(_Fact, frozen=True, gc=False):
 
 
 class RequestDone(_Fact, frozen=True, gc=False):
+    """A request was answered. A `child` is in no log of requests: no client asked for it."""
+
     record: RequestRecord
+    child: bool = False
 
 
 class ActionRecord(_Fact, frozen=True, gc=False):
