@@ -125,6 +125,24 @@ class TestBothTiers:
         array.pull(discard=True)
         assert np.isnan(view[15])
 
+    def test_a_host_that_alone_pushed_fetches_nothing(self, run: State, store: str) -> None:
+        array = run.array("w", 1000, "f8")
+        view = array.get(writable=True)
+        assert array.pull() == 8000 and array.pull() == 0
+        for place in (1, 2):
+            view[place] = 1
+            array.push_partial()
+            view[place + 10] = 7
+            assert array.pull() == 0 and view[place + 10] == 7
+        with remote(store) as other:
+            theirs = other.array("w", 1000, "f8")
+            theirs.set_chunk(500, [5.0])
+            theirs.push_partial()
+        view[3] = 1
+        array.push_partial()
+        assert array.pull() == 8000, "another host pushed before this one's last push"
+        assert (array.get()[[1, 2, 3, 500]] == [1, 1, 1, 5]).all() and array.pull() == 0
+
     def test_a_chunk_is_fetched_alone(self, run: State) -> None:
         array = run.array("w", 100_000, "i8")
         array.set_chunk(50_000, [1, 2, 3])

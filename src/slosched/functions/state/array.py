@@ -29,6 +29,7 @@ from slosched.functions.state.store import (
     Held,
     Mode,
     Space,
+    version_of,
 )
 
 #: Times that a merging push is begun again after its mutex was lost.
@@ -144,6 +145,8 @@ class StateArray:
 
     def pull(self, *, discard: bool = False) -> int:
         """Fetch the whole array, in one version. Returns the bytes fetched: 0 if this host has that version.
+
+        With merge "overwrite" it also has it while it alone pushes.
 
         What was changed on this host and not pushed stays, unless `discard`.
         """
@@ -355,7 +358,11 @@ class StateArray:
             number=int(local.header["number"][0]),
             token=self._token,
         )
-        self._space.commit(self.info, commit)
+        replaced = self._space.commit(self.info, commit)
+        if self.merge == "overwrite" and replaced and replaced.encode() == local.version:
+            # Nobody pushed since the last pull, so this host has what the global tier has now. With the other
+            # merges that may hold something else than what was sent.
+            local.header["version"] = version_of(commit.writer, commit.number).encode()
         self._moved.pushed_bytes += data.nbytes
         self._moved.pushes += 1
 

@@ -22,7 +22,14 @@ from slosched.errors import OutOfResources
 from slosched.functions.state import folders
 from slosched.functions.state.errors import KeyDeleted, NamespaceInUse, StateLimit
 from slosched.functions.state.ranges import Bytes, Ranges, gathered, scattered, total
-from slosched.functions.state.store import DEFAULT_WAIT_NS, Commit, KeyInfo, Limits, Mode
+from slosched.functions.state.store import (
+    DEFAULT_WAIT_NS,
+    Commit,
+    KeyInfo,
+    Limits,
+    Mode,
+    version_of,
+)
 from slosched.output_files import make_folder
 
 _TOTALS = "totals"
@@ -166,13 +173,14 @@ class EmbeddedSpace:
     def merge_lock(self, info: KeyInfo) -> AbstractContextManager[None]:
         return self._flock(info, "merge")
 
-    def commit(self, info: KeyInfo, commit: Commit) -> None:
+    def commit(self, info: KeyInfo, commit: Commit) -> str:
         with self._key_lock(info, shared=False) as meta:
             if meta.commits.get(commit.writer, 0) >= commit.number:
-                return
+                return ""
+            replaced = meta.version
             meta.commits.pop(commit.writer, None)
             meta.commits[commit.writer] = commit.number
-            meta.version = f"{commit.writer}:{commit.number}"
+            meta.version = version_of(commit.writer, commit.number)
             while len(meta.commits) > _WRITERS:  # in the order of their last commits
                 del meta.commits[next(iter(meta.commits))]
             if total(commit.ranges) == info.nbytes:
@@ -182,6 +190,7 @@ class EmbeddedSpace:
                 journal = _Journal(meta, commit.ranges.tobytes(), commit.data.tobytes())
             _replace(self._file(info, "journal"), journal)
             self._complete(info, journal)
+            return replaced
 
     def version(self, info: KeyInfo) -> str:
         with self._key_lock(info, shared=False) as meta:

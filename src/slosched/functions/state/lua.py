@@ -76,12 +76,13 @@ for i = 7, #ARGV, 2 do
   end
 end
 local order = redis.call('HINCRBY', p .. ':m', 'commits', 1)
+local replaced = redis.call('HGET', p .. ':m', 'version')
 redis.call('HSET', p .. ':m', field, ARGV[5], 'version', ARGV[4] .. ':' .. ARGV[5])
 redis.call('ZADD', p .. ':n', order, ARGV[4])
 if redis.call('ZCARD', p .. ':n') > 1000 then
   redis.call('HDEL', p .. ':m', 'writer:' .. redis.call('ZPOPMIN', p .. ':n')[1])
 end
-return 'ok'
+return 'ok ' .. replaced
 """
 
 #: ARGV: id, bytes of a chunk, data, lock token. KEYS[2] is the namespace.

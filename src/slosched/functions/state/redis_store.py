@@ -274,7 +274,7 @@ class RedisSpace:
         if not self._store.call("MUTEX", [f"{self._at(info.key)}:x"], args):
             raise LockLost(f"the merge mutex of {info.key!r} was lost during the push; push again")
 
-    def commit(self, info: KeyInfo, commit: Commit) -> None:
+    def commit(self, info: KeyInfo, commit: Commit) -> str:
         token = getattr(self._merging, "token", "")
         if len(commit.ranges) > _MOST_RANGES and not token:
             with self.merge_lock(
@@ -298,6 +298,7 @@ class RedisSpace:
             raise LockLost(f"the push of {info.key!r} took too long and was not made; push again")
         if answer == "unlocked":
             raise _unlocked(info)
+        return answer.removeprefix("ok ") if answer != "done" else ""
 
     def _stage(self, info: KeyInfo, commit: Commit, staged: str) -> list[Any]:
         """Upload the chunks. Returns the kind and number of each."""

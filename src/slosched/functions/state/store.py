@@ -63,6 +63,11 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     token: int = 0
 
 
+def version_of(writer: str, number: int) -> str:
+    """The version of a key after this commit."""
+    return f"{writer}:{number}"
+
+
 class Held(Protocol):
     """A lock that is held."""
 
@@ -91,8 +96,10 @@ class Space(Protocol):
         """Exclude all other pushes that read what they change."""
         ...
 
-    def commit(self, info: KeyInfo, commit: Commit) -> None:
-        """Write the byte ranges at once. Within `merge_lock`, fails if that was lost (LockLost)."""
+    def commit(self, info: KeyInfo, commit: Commit) -> str:
+        """Write the byte ranges at once. Within `merge_lock`, fails if that was lost (LockLost).
+
+        Returns the version that it replaced by `version_of`, or "" if the commit was made before."""
         ...
 
     def version(self, info: KeyInfo) -> str:
