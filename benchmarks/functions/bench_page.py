@@ -299,8 +299,10 @@ def _kills(document: Record) -> str:
 
 def _machine(document: Record) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in document["versions"].items() if text)
+    loads = [run["load"] for run in document["runs"]]
+    load = f"load average {statistics.median(loads):.1f} (median of the parts); " if loads else ""
     return (
-        f"*{document['date']}, {document['slots']} slots, {document['seconds']:.0f} s in all; "
+        f"*{document['date']}, {document['slots']} slots, {document['seconds']:.0f} s in all; {load}"
         f"{document['machine']}; {versions}.*"
     )
 
