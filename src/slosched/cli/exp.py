@@ -214,8 +214,7 @@ def _run(
     try:
         frame = run_experiment(order, say=beside, show=_nothing if json else say)
     except Interrupted as stopped:
-        again = f"slosched exp {name} ... --out {order.out} --resume"
-        warn(f"stopped; {again} continues")
+        warn(f"stopped; the same command with `--out {order.out} --resume` continues")
         raise typer.Exit(128 + stopped.number) from None
     _print_end(frame, json=json)
 
@@ -271,7 +270,7 @@ Examples:
   slosched exp coldstart --out coldstart""",
 }
 for _name in EXPERIMENTS:
-    _register(_name, _PAGES[_name])
+    _register(_name, _PAGES.get(_name, ""))
 
 
 # ---------------------------------------------------------------------------- tasks, names, reports

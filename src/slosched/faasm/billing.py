@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.faasm.billing_host import Host, log_lines
-from slosched.faasm.frame_processes import Process, below, command_of, memory_of, read_process
+from slosched.faasm.frame_processes import Process, Tree, command_of, memory_of, read_process
 from slosched.output_files import new_file
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -93,9 +93,9 @@ class Billing:
 
     `pids` are the processes to bill with all below them, or a function that tells them at each sample; by
     default those below this process. `own`: this process, too. Samples begin close together and end
-    `every_s` apart, or more where one costs more than a twentieth of that. `files`: a path without suffix, to which each sample is written (.tsv), and
-    with `host` the host's billing log (.host.log). `gpus`: UUIDs of cards whose used memory is read. The end
-    raises SloschedError if nothing could be sampled.
+    `every_s` apart, or more where one costs more than a twentieth of that. `files`: a path without suffix, to
+    which each sample is written (.tsv), and with `host` the host's billing log (.host.log). `gpus`: UUIDs of
+    cards whose used memory is read. The end raises SloschedError if nothing could be sampled.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Billing:
             raise InvalidConfig(f"every_s is within 0.005..60, not {every_s:g}")
         self._pids, self._own, self._every_ns = pids, own, int(every_s * NS_PER_S)
         self._with_host, self._files = host, files
-        self._host = Host()
+        self._host, self._tree = Host(), Tree()
         self._opened = ExitStack()
         self._samples_file: BinaryIO | None = None
         self._host_file: BinaryIO | None = None
@@ -134,24 +134,24 @@ class Billing:
     # ---------------------------------------------------------------------------------- the block
 
     def __enter__(self) -> Self:
-        if self._files is not None:
-            place = self._files
-            self._samples_file = self._opened.enter_context(
-                new_file(place.with_name(place.name + _SAMPLES_SUFFIX))
-            )
-            self._samples_file.write(("\t".join(_COLUMNS) + "\n").encode())
-            if self._with_host:
-                self._host_file = self._opened.enter_context(
-                    new_file(place.with_name(place.name + HOST_SUFFIX))
-                )
-        self._began_ns = self._before_ns = now_ns()
-        there = self._billed()
-        self._cpu_began_ns = self._cpu_now_ns(there)
-        self._cpu_first = {each.identity: each.cpu_ns for each in there}
-        if self._host_file is not None:
-            self._host_file.write(log_lines(self._began_ns, self._host.once()).encode())
+        with ExitStack() as opened:
+            if self._files is not None:
+                self._samples_file = opened.enter_context(new_file(self._beside(_SAMPLES_SUFFIX)))
+                self._samples_file.write(("\t".join(_COLUMNS) + "\n").encode())
+                if self._with_host:
+                    self._host_file = opened.enter_context(new_file(self._beside(HOST_SUFFIX)))
+                    self._host_file.write(log_lines(now_ns(), self._host.once()).encode())
+            self._began_ns = self._before_ns = now_ns()
+            there = self._billed()
+            self._cpu_began_ns = self._cpu_now_ns(there)
+            self._cpu_first = {each.identity: each.cpu_ns for each in there}
+            self._opened = opened.pop_all()
         self._thread.start()
         return self
+
+    def _beside(self, suffix: str) -> Path:
+        assert self._files is not None
+        return self._files.with_name(self._files.name + suffix)
 
     def __exit__(
         self,
@@ -161,8 +161,9 @@ class Billing:
     ) -> None:
         self._stop.set()
         self._thread.join(_END_WITHIN_S)
-        if not self._thread.is_alive():
-            self._guarded()
+        if self._thread.is_alive():
+            self._problem = "a sample did not end"
+        self._guarded()
         ended_ns = now_ns()
         self.bill = Bill(
             wall_ns=ended_ns - self._began_ns,
@@ -206,18 +207,22 @@ class Billing:
 
     # ---------------------------------------------------------------------------------- samples
 
+    @property
+    def samples(self) -> int:
+        """How many samples there are by now."""
+        return self._samples
+
     def _run(self) -> None:
         every_ns = min(_FIRST_NS, self._every_ns)
+        usual_ns = 0
         while True:
             began_ns = now_ns()
             if not self._guarded():
                 return
             cost_ns = now_ns() - began_ns
-            if every_ns == self._every_ns:
-                pause_ns = max(every_ns - cost_ns, cost_ns * (_COST_SHARE - 1), NS_PER_MS)
-            else:  # a short block has samples, too
-                pause_ns = max(every_ns - cost_ns, NS_PER_MS)
-                every_ns = min(every_ns * 3 // 2, self._every_ns)
+            usual_ns = (3 * usual_ns + cost_ns) // 4  # the first sample looks at all processes
+            pause_ns = max(every_ns - cost_ns, usual_ns * (_COST_SHARE - 1), NS_PER_MS)
+            every_ns = min(every_ns * 3 // 2, self._every_ns)
             if self._stop.wait(pause_ns / NS_PER_S):
                 return
 
@@ -237,7 +242,7 @@ class Billing:
             roots, with_roots = [os.getpid()], False
         else:
             roots, with_roots = [*(pids() if callable(pids) else pids)], True
-        found = {each.identity: each for each in below(roots)}
+        found = {each.identity: each for each in self._tree.look(roots)}
         more = roots if with_roots else []
         if self._own:
             more = [*more, os.getpid()]

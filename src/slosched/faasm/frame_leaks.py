@@ -27,6 +27,8 @@ from slosched.functions.state.opening import open_store
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _SHARED_MEMORY = Path("/dev/shm")
+#: How the folder of a run's state begins, before the number of the run's process.
+_FOLDER = "slosched-exp-"
 #: What has just been told to end gets this time.
 _GRACE_NS = 2_000_000_000
 _LOOK_AGAIN_NS = 20_000_000
@@ -53,7 +55,7 @@ class LeakCheck:
         self._stores: dict[str, None] = {}
         self._before = {process.identity for process in below([os.getpid()])}
         self._files = set(_shared_files())
-        self._state_folder = f"slosched-exp-{os.getpid()}-{secrets.token_hex(4)}"
+        self._state_folder = f"{_FOLDER}{os.getpid()}-{secrets.token_hex(4)}"
 
     @property
     def state_folder(self) -> str:
@@ -153,6 +155,7 @@ def watched(namespace: str) -> Iterator[LeakCheck]:
 
     The block's end checks nothing: call `check`, and after the last thing that the run opened was closed.
     """
+    _remove_left_behind()
     check = LeakCheck(namespace)
     before = os.environ.get(PREFIX_VARIABLE)
     reaper = _is_reaper()
@@ -166,6 +169,17 @@ def watched(namespace: str) -> Iterator[LeakCheck]:
             os.environ.pop(PREFIX_VARIABLE, None)
         else:
             os.environ[PREFIX_VARIABLE] = before
+
+
+def _remove_left_behind() -> None:
+    """Remove the state of runs that were killed: those whose process is gone."""
+    for path in _shared_files():
+        pid = path.name.removeprefix(_FOLDER).partition("-")[0]
+        if not path.name.startswith(_FOLDER) or not pid.isdecimal() or read_process(int(pid)):
+            continue
+        with suppress(OSError):
+            if path.lstat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _kill(process: Process) -> None:

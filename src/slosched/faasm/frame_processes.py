@@ -90,6 +90,52 @@ def below(roots: Iterable[int]) -> list[Process]:
     return sorted(found, key=lambda each: each.identity)
 
 
+class Tree:
+    """The processes below some, looked at again and again: only new ones are searched for.
+
+    A process stays in the tree when its parent ends, also where `below` would not find it any more.
+    """
+
+    def __init__(self) -> None:
+        self._roots: frozenset[int] = frozenset()
+        self._inside: dict[int, int] = {}  # pid -> start
+        self._outside: set[int] = set()
+
+    def look(self, roots: Iterable[int]) -> list[Process]:
+        """All processes below `roots` now, without these."""
+        wanted = frozenset(roots)
+        if not wanted <= self._roots:
+            self._outside.clear()  # what was outside may be below the new ones
+        self._roots = wanted
+        try:
+            listed = {int(entry) for entry in os.listdir(_PROC) if entry.isdecimal()}  # noqa: PTH208
+        except OSError:
+            return []
+        self._outside &= listed
+        found = []
+        for pid, start in [*self._inside.items()]:
+            process = read_process(pid) if pid in listed else None
+            if process is None or process.start != start:
+                del self._inside[pid]
+            else:
+                found.append(process)
+        new = [read_process(pid) for pid in sorted(listed - self._outside - self._inside.keys())]
+        return sorted([*found, *self._added(new)], key=lambda each: each.identity)
+
+    def _added(self, new: Iterable[Process | None]) -> list[Process]:
+        """Those of the new processes that belong to the tree, which they join."""
+        added: list[Process] = []
+        waiting = [process for process in new if process and process.pid not in self._roots]
+        while True:
+            joins = [p for p in waiting if p.parent in self._roots or p.parent in self._inside]
+            if not joins:
+                self._outside.update(process.pid for process in waiting)
+                return added
+            added += joins
+            self._inside.update((process.pid, process.start) for process in joins)
+            waiting = [process for process in waiting if process.pid not in self._inside]
+
+
 def memory_of(pid: int) -> Memory | None:
     """What the process holds now; None if it has ended, or may not be looked at.
 

@@ -23,7 +23,7 @@ import msgspec
 
 from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm.frame import Frame, Say
-from slosched.faasm.frame_leaks import LeakCheck, watched
+from slosched.faasm.frame_leaks import LeakCheck, Leaked, watched
 from slosched.faasm.frame_report import write_report
 from slosched.faasm.frame_table import EXPERIMENTS
 from slosched.faasm.layout import write_published
@@ -183,13 +183,16 @@ def _ends(frame: Frame, leaks: LeakCheck) -> Iterator[None]:
     directory = frame.directory
     error: BaseException | None = None
     try:
-        try:
-            yield
-        finally:
-            frame.say("looking for what the run left behind")
-            leaks.check()
+        yield
+        frame.say("looking for what the run left behind")
+        leaks.check()
     except BaseException as caught:
         error = caught
+        if not isinstance(caught, Leaked):
+            try:
+                leaks.check()
+            except Leaked as leaked:  # the first error says more
+                frame.say(str(leaked))
         raise
     finally:
         reason = "" if error is None else str(error) or type(error).__name__

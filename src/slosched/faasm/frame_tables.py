@@ -81,4 +81,6 @@ def _exact(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) or hasattr(value, "tolist"))
+    if isinstance(value, bool):
+        return False
+    return value is None or isinstance(value, int | float) or hasattr(value, "tolist")

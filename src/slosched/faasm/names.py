@@ -21,9 +21,9 @@ class Task:
     """One task of the original, `inv NAME ARGUMENTS [SWITCHES]`.
 
     `runs` are the words of our command; {NAME} in them is the value of that argument. `switches` say what a
-    switch adds to these words, in which {} is the switch's own value, or, as a text, why it has no effect. One
-    that takes a value ends with "=". Without `runs` the task has no effect, for the reason `why`, which also
-    says what to run instead. `documented`: its page of experiments names it.
+    switch adds to these words (the later of two equal options counts; {} is the switch's own value), or, as a
+    text, why it has no effect. One that takes a value ends with "=". Without `runs` the task has no effect,
+    for the reason `why`, which also says what to run instead. `documented`: its page of experiments names it.
     """
 
     name: str
@@ -88,7 +88,10 @@ _MICRO: dict[str, tuple[str, ...] | str] = {
 }
 _HARD: dict[str, tuple[str, ...] | str] = {"--hard": _ENDS}
 _HOST: dict[str, tuple[str, ...] | str] = {"--host=": _HOSTS, "--local-copy": _HOSTS}
-_MATRICES = ("exp", "matrices", "--scale", "published", "--workers", "{N_WORKERS}")
+_MATRICES = (
+    *("exp", "matrices", "--scale", "published", "--workers", "{N_WORKERS}"),
+    *("--systems", "slots"),
+)
 
 
 def _pull(experiment: str) -> tuple[str, ...]:
@@ -213,7 +216,10 @@ _EXPERIMENTS = (
     Task(
         name="experiments.sgd",
         arguments=("WORKERS", "INTERVAL"),
-        runs=("exp", "sgd", "--workers", "{WORKERS}", "--interval", "{INTERVAL}"),
+        runs=(
+            *("exp", "sgd", "--workers", "{WORKERS}", "--interval", "{INTERVAL}"),
+            *("--size", "full", "--modes", "shared"),
+        ),
         switches={
             "--native": ("--modes", "copies"),
             "--bm": _BARE,
@@ -224,7 +230,7 @@ _EXPERIMENTS = (
     ),
     Task(
         name="experiments.sgd-multi",
-        runs=("exp", "sgd", "--scale", "published"),
+        runs=("exp", "sgd", "--scale", "published", "--size", "full", "--modes", "shared"),
         switches={"--native": ("--modes", "copies"), "--micro": ("--size", "micro"), **_NOBILL},
     ),
     Task(
@@ -247,7 +253,7 @@ _EXPERIMENTS = (
     ),
     Task(
         name="experiments.tf-tpt",
-        runs=("exp", "inference-throughput", "--scale", "published"),
+        runs=("exp", "inference-throughput", "--scale", "published", "--systems", "warm"),
         switches={"--native": ("--systems", "process"), **_NOBILL},
         documented=True,
     ),
