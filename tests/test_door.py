@@ -120,7 +120,11 @@ class _Core:
             in_time = self.now_ns + 10 * NS_PER_MS - arrival_ns <= _SLO_NS
             counts["good" if in_time else "late"] += 1
         self.door.step_ended(
-            now_ns=self.now_ns, cpu_ns=self.cpu_ns, took=len(taken), waited_ns=waited_ns
+            now_ns=self.now_ns,
+            cpu_ns=self.cpu_ns,
+            took=len(taken),
+            waited_ns=waited_ns,
+            slo_ns=_SLO_NS,
         )
 
 
@@ -160,8 +164,48 @@ def test_a_burst_and_a_pause_of_the_process_are_served() -> None:
         now_ns += NS_PER_MS if step % 100 else 45 * NS_PER_MS
         cpu_ns += 500_000
         waited_ns = 44 * NS_PER_MS if step % 100 == 0 else 6 * NS_PER_MS * (step % 100 < 3)
-        door.step_ended(now_ns=now_ns, cpu_ns=cpu_ns, took=5, waited_ns=waited_ns)
+        door.step_ended(now_ns=now_ns, cpu_ns=cpu_ns, took=5, waited_ns=waited_ns, slo_ns=_SLO_NS)
         assert door.limit == NO_LIMIT
+
+
+@pytest.mark.parametrize("cost_us, share", [(200, 1.0), (200, 0.4), (400, 0.3)])
+@pytest.mark.parametrize("messages", [48, 512])
+def test_clients_that_keep_some_requests_open_are_served(
+    cost_us: int, share: float, messages: int
+) -> None:
+    """80 calls are open, each answer is followed by the next call, and others may share the busy core."""
+    door = Door()
+    now_ns = cpu_ns = 0
+    unread = [0] * 80  # when each was sent
+    for step in range(3_000):
+        taken, unread = unread[:messages], unread[messages:]
+        waited_ns = now_ns - taken[0]
+        cost_ns = _STEP_NS + cost_us * 1_000 * len(taken)
+        cpu_ns += cost_ns
+        now_ns += int(cost_ns / share)
+        unread += [now_ns] * len(taken)
+        door.step_ended(
+            now_ns=now_ns,
+            cpu_ns=cpu_ns,
+            took=len(taken),
+            waited_ns=waited_ns,
+            slo_ns=NS_PER_S,
+        )
+        assert door.limit == NO_LIMIT, f"step {step}: {waited_ns / NS_PER_MS:.0f} ms"
+
+
+def test_a_wait_that_takes_most_of_the_slo_is_an_overload_though_few_requests_stand() -> None:
+    for slo_ms, is_one in ((1_000, False), (100, False), (50, True)):
+        door = Door()
+        for step in range(1, 200):
+            door.step_ended(
+                now_ns=step * 10 * NS_PER_MS,
+                cpu_ns=step * 10 * NS_PER_MS,
+                took=4,
+                waited_ns=40 * NS_PER_MS,
+                slo_ns=slo_ms * NS_PER_MS,
+            )
+        assert (door.limit < NO_LIMIT) is is_one, slo_ms
 
 
 def test_models_are_taken_whole_in_turn_and_of_the_last_one_the_newest() -> None:

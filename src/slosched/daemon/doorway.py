@@ -53,7 +53,8 @@ class Doorway:
         self._answer = answer
         self._bad = bad
         self._taken = 0  # requests of this step
-        self._sent_ns: dict[bytes, int] = {}  # of each client's first request in it
+        #: Of each client's first message with requests in it: when it was sent, and its first request.
+        self._firsts: dict[bytes, tuple[int, InferRequest]] = {}
         self._read_ns = 0
         self._refusing_ns = 0  # CPU time that refusals took so far
         self._announced = 0  # refused at the door, and said
@@ -74,15 +75,21 @@ class Doorway:
 
     def step_ended(self) -> None:
         """Tell the door how the step went."""
-        if not self._sent_ns:
+        if not self._firsts:
             return
-        waited_ns = max(self._waited_ns(*each) for each in self._sent_ns.items())
-        self._sent_ns.clear()
+        waited_ns, longest = -1, None
+        for peer, (sent_ns, request) in self._firsts.items():
+            each_ns = self._waited_ns(peer, sent_ns)
+            if each_ns > waited_ns:
+                waited_ns, longest = each_ns, request
+        self._firsts.clear()
+        assert longest is not None
         self._door.step_ended(
             now_ns=clock.now_ns(),
             cpu_ns=clock.thread_cpu_ns() - self._refusing_ns,
             took=self._taken,
             waited_ns=waited_ns,
+            slo_ns=self._scheduler.arrivals.slo_ns(longest),
         )
         self._taken = 0
 
@@ -112,8 +119,10 @@ class Doorway:
             refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")
             self._answer(peer, refused)
             return None
-        if isinstance(message, _ASKS) and message.sent_ns:
-            self._sent_ns.setdefault(peer, message.sent_ns)
+        if isinstance(message, _ASKS) and message.sent_ns and peer not in self._firsts:
+            requests = _requests(message)
+            if requests:
+                self._firsts[peer] = message.sent_ns, requests[0]
         return message
 
     def _hand_on(

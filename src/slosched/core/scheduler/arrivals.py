@@ -64,10 +64,7 @@ class Arrivals:
         if message.request_id in client.requests:
             return  # it came twice, and is answered once
         bytes_behind = 0 if event.input is None else event.input.size
-        model = self._cluster.models.get(message.model_id)
-        cascade = None
-        if model is None and (cascade := self._cluster.cascades.by_id.get(message.model_id)):
-            model = cascade.light.instance if cascade.light and cascade.ready else None
+        model, cascade = self._meant(message)
         error = request_error(client, message, model, bytes_behind)
         code = Code.INVALID_REQUEST
         if self._cluster.put_aside and model is not None and not error:
@@ -186,6 +183,21 @@ class Arrivals:
             assert cascade.light is not None
             return cascade.light
         return model.queue_for(message.length) if self._by_length else model.queue
+
+    def slo_ns(self, message: InferRequest) -> int:
+        """The SLO that `message` has, once it is taken; the default for one that cannot be."""
+        model, cascade = self._meant(message)
+        if model is None:
+            return message.slo_ns or self._cluster.config.default_slo_ns
+        return self._slo_ns(message, model, cascade)
+
+    def _meant(self, message: InferRequest) -> tuple[Instance | None, Cascade | None]:
+        """What runs the request, or its first stage, and the cascade that it is for."""
+        model = self._cluster.models.get(message.model_id)
+        cascade = None
+        if model is None and (cascade := self._cluster.cascades.by_id.get(message.model_id)):
+            model = cascade.light.instance if cascade.light and cascade.ready else None
+        return model, cascade
 
     def _slo_ns(self, message: InferRequest, model: Instance, cascade: Cascade | None) -> int:
         if message.slo_ns:

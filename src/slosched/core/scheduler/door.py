@@ -2,10 +2,16 @@
 
 A loop that cannot keep up finds more requests at each step than at the one before, takes them all, and
 answers none of them in time. So the door watches how long requests wait before they are read (delays.py). It
-is *behind* once each step of `_PATIENCE_NS` found one that had waited for `_STANDING_NS`: what a burst or a
-pause of the process leaves is gone sooner. From then on a step takes only as many requests as keep steps
-short, and the others are refused at once, unseen by the policy. Refusing costs a few per cent of serving, so
-most of the core goes on serving.
+is *behind* once each step of `_PATIENCE_NS` found one that had waited for too long: what a burst or a pause of
+the process leaves is gone sooner. From then on a step takes only as many requests as keep steps short, and the
+others are refused at once, unseen by the policy. Refusing costs a few per cent of serving, so most of the core
+goes on serving.
+
+A wait alone is no overload. Requests of clients that keep a few dozen of them open over a busy core, or over one
+that others share, wait for milliseconds at each step, and for no longer ten minutes later. Refusing them gains
+nothing, since the next request follows each refusal. So a wait of `_STANDING_NS` or more is too long where many
+requests stand (their number is the rate at which they are read times the wait), or where it takes half of the
+time that the request has.
 
 A step is short when the next one begins within `_GAP_NS`, or when it uses so little CPU time that a smaller one
 would do little but begin: a process that is given a tenth of a core loses the other nine tenths in
@@ -26,6 +32,10 @@ P = TypeVar("P", bound=Hashable)
 _PATIENCE_NS = 50 * NS_PER_MS
 #: Messages that nothing holds up are read within a millisecond.
 _STANDING_NS = 5 * NS_PER_MS
+#: Requests that may stand unread. At 50 us each, a core needs 13 ms for them.
+_MOST_STANDING = 256
+#: A request may wait for one part in this number of its SLO.
+_SLO_SHARE = 2
 _GAP_NS = 15 * NS_PER_MS
 #: CPU time of a step. Below the first, half of it is spent on what a step costs beside its requests; above the
 #: second the GPUs run out of work meanwhile.
@@ -53,17 +63,23 @@ class Door:
         self._ended_ns = 0  # when the last step ended
         self._cpu_ns = 0  # the CPU time that was reported then
         self._next_model = 0  # whose turn it is
+        self._reading = _ReadingRate()
         self.limit = NO_LIMIT
         self.refused = 0  # requests, so far; not among those that arrived
 
-    def step_ended(self, *, now_ns: int, cpu_ns: int, took: int, waited_ns: int) -> None:
-        """A step ended that took `took` requests; the oldest that it read had waited for `waited_ns`.
+    def step_ended(
+        self, *, now_ns: int, cpu_ns: int, took: int, waited_ns: int, slo_ns: int
+    ) -> None:
+        """A step ended that took `took` requests; one that it read, with this SLO, had waited for `waited_ns`.
 
         `cpu_ns` is the CPU time of the loop's thread so far, less what refusals took of it.
         """
         cost_ns, self._cpu_ns = max(1, cpu_ns - self._cpu_ns), cpu_ns
         gap_ns, self._ended_ns = max(1, now_ns - self._ended_ns), now_ns
-        keeps_up = waited_ns < _STANDING_NS
+        standing = self._reading.standing(now_ns=now_ns, took=took, waited_ns=waited_ns)
+        keeps_up = waited_ns < _STANDING_NS or (
+            standing < _MOST_STANDING and waited_ns * _SLO_SHARE < slo_ns
+        )
         if keeps_up:
             self._kept_up_ns = now_ns
         if self.limit == NO_LIMIT:
@@ -109,6 +125,23 @@ class Door:
         ids = [request.request_id for request in requests if request.request_id not in taken]
         self.refused += len(ids)
         return ids
+
+
+class _ReadingRate:
+    """How many requests the last steps read, over one to two times `_PATIENCE_NS`."""
+
+    def __init__(self) -> None:
+        self._since_ns = self._before_ns = 0
+        self._count = self._count_before = 0
+
+    def standing(self, *, now_ns: int, took: int, waited_ns: int) -> int:
+        """A step took `took` requests: how many stand unread if each waits for `waited_ns` (Little's law)."""
+        self._count += took
+        if now_ns - self._since_ns > _PATIENCE_NS:
+            self._before_ns, self._since_ns = self._since_ns, now_ns
+            self._count_before, self._count = self._count, 0
+        window_ns = max(now_ns - self._before_ns, waited_ns, _PATIENCE_NS)
+        return (self._count_before + self._count) * waited_ns // window_ns
 
 
 def fair_parts(waiting: Mapping[P, int], most: int) -> dict[P, int]:
