@@ -360,8 +360,8 @@ class StateArray:
         )
         replaced = self._space.commit(self.info, commit)
         if self.merge == "overwrite" and replaced and replaced.encode() == local.version:
-            # No other host pushed since the last pull, so this one has what the global tier has now. With the other
-            # merges that may hold something else than what was sent.
+            # No other host pushed since the last pull, so this one has what the global tier has now. With the
+            # other merges that may hold something else than what was sent.
             local.header["version"] = version_of(commit.writer, commit.number).encode()
         self._moved.pushed_bytes += data.nbytes
         self._moved.pushes += 1
