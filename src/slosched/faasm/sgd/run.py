@@ -13,12 +13,12 @@ from typing import Any
 
 import slosched.engines
 from slosched.engines.engine import Engine
-from slosched.errors import MissingPackage
+from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
 from slosched.faasm.sgd import summary
 from slosched.faasm.sgd.examples import Examples, size_named
-from slosched.faasm.sgd.kernel import MU, RATE
+from slosched.faasm.sgd.kernel import MU, RATE, warm_up
 from slosched.faasm.sgd.measure import lack_of_memory, measured, reached_s
 from slosched.faasm.sgd.options import Options
 from slosched.faasm.sgd.plausibility import by_scikit_learn
@@ -106,18 +106,21 @@ class _Plan:
     def references(self) -> None:
         """The sequential training of each seed, and scikit-learn's."""
         frame, options = self.frame, self.options
+        warm_up()
         for seed in options.seeds:
             with frame.cell(f"{self.size} {SEQUENTIAL} seed={seed}") as cell:
                 if cell:
                     cell.row(self._sequential(seed))
         with frame.cell(f"{self.size} {LIBRARY}") as cell:
             if cell:
-                row: dict[str, Any] = {"size": self.size, "system": LIBRARY}
+                named = {"size": self.size, "system": LIBRARY}
                 try:
-                    row |= by_scikit_learn(self.examples, epochs=options.epochs, seed=options.seed)
-                except MissingPackage as error:
-                    row["why"] = str(error)
-                cell.row(row)
+                    for row in by_scikit_learn(
+                        self.examples, epochs=options.epochs, seed=options.seed
+                    ):
+                        cell.row({**named, **row})
+                except (MissingPackage, InvalidConfig) as error:
+                    cell.row({**named, "why": str(error)})
 
     def curve(self, seed: int) -> Curve:
         if seed not in self._curves:

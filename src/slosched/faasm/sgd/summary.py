@@ -27,7 +27,7 @@ _DATA = (
 def show(frame: Frame) -> None:
     """Print and write all tables, and the figures where matplotlib is."""
     records = frame.records()
-    timed = [each for each in records if "train_s" in each and not each.get("counting")]
+    timed = [each for each in records if "losses" in each and not each.get("counting")]
     sizes = list(dict.fromkeys(each["size"] for each in records))
     frame.table("sgd-data", list(data_rows(records)), note=_DATA)
     frame.table("sgd-time", list(time_rows(timed)), note=f"{TIME_NOTE} {NOTE}")
@@ -91,8 +91,8 @@ def time_rows(timed: list[Record]) -> Iterable[Record]:
 
 BYTES_NOTE = (
     "MB of values that instances exchanged with the global tier in a training, medians over seeds. With a "
-    "shared tier the inputs are fetched once per host; weights are read again after every push in all "
-    "modes."
+    "shared tier the inputs are fetched once per host. Weights are read again after every push, except where "
+    "the host knows that it alone has pushed since it read them; a sum is always read again."
 )
 
 
@@ -205,6 +205,7 @@ def check_rows(records: list[Record]) -> Iterable[Record]:
             yield {
                 "size": each["size"],
                 "system": each["system"],
+                "alpha": each.get("alpha"),
                 "loss": each.get("arrived_loss", each.get("loss")),
                 "accuracy": each["accuracy"],
             }
@@ -259,13 +260,14 @@ def claim_rows(timed: list[Record], sizes: list[str]) -> Iterable[Record]:
             return median(parts[0]) / median(parts[1])
 
         for claim, paper, value, why in _CLAIMS:
+            missed = sum(value(each) is None for each in copies)
             yield {
                 "size": size,
                 "workers": workers,
                 "copies / shared": claim,
                 "paper": paper,
                 "found": ratio(value),
-                "why it differs": why,
+                "why it differs": f"{why}; missed in {missed} of {len(copies)}" if missed else why,
             }
 
 
@@ -286,7 +288,7 @@ _CLAIMS: tuple[tuple[str, str, Callable[[Record], float | None], str], ...] = (
         "bytes moved",
         "about 3x (70 % less)",
         lambda each: total_bytes(each) if "syncs" in each else None,
-        "the shared tier reads all weights again after each push, also where only this host pushed",
+        "one host: its shared tier has what it pushed; on several hosts each reads the others' pushes",
     ),
     (
         "billable memory, the paper's formula",
