@@ -35,12 +35,14 @@ HOMES = {
     "matplotlib": "analysis",
     "scipy": "bound",
     "sklearn": "cascade/digits",
+    "distributed": "engines",
+    "dask": "engines",
     "redis": "functions/state",
 }
 #: Rooms with models of their own, beside those above.
 MORE_HOMES = {
     "cascade/digits": ("torch",),
-    "faasm": ("torch", "timm", "cupy", "sklearn"),  # what its functions run, and are held against
+    "faasm": ("torch", "timm", "cupy", "sklearn", "scipy"),  # what its functions run, and are held against
 }
 
 
@@ -299,6 +301,9 @@ def test_mypy_sees_every_folder_with_programs() -> None:
     assert checked == present
 
 
+_EXTRAS = ("torch", "models", "diffusion", "digits", "plot", "state", "bound", "dask", "faasm")
+
+
 def test_constraints_pin_every_requirement() -> None:
     """Also those of an extra that `make install` asks for, and of the checks' tools."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -307,7 +312,7 @@ def test_constraints_pin_every_requirement() -> None:
         *project["project"]["dependencies"],
         *(
             text
-            for extra in ("torch", "models", "diffusion", "digits", "plot", "state", "bound")
+            for extra in _EXTRAS
             for text in extras[extra]
         ),
         *project["dependency-groups"]["dev"],
