@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -175,7 +176,7 @@ def _nested(levels: int, wrap: Callable[[Any], Any]) -> Any:
         (_cycle(), "nested more than 64 levels deep, or contains itself"),
         (_nested(70, lambda x: (x,)), "nested more than 64 levels"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_what_cannot_travel_is_named_with_its_place(value: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
