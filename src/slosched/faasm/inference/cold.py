@@ -7,10 +7,9 @@ scheduler knows beforehand which requests are cold, and which process answers th
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from slosched.errors import InvalidConfig
 
@@ -43,10 +42,7 @@ class ColdRule:
             return first
         if self.every:
             return number // self.instances % self.every == 0
-        return (
-            self.ratio > 0
-            and float(np.random.default_rng([self.seed, 2, number]).random()) < self.ratio
-        )
+        return self.ratio > 0 and _source(self.seed, "cold", number).random() < self.ratio
 
     @property
     def interval(self) -> int:
@@ -82,5 +78,9 @@ def cold_rule(text: str, *, instances: int, seed: int) -> ColdRule:
 def container_pause_ns(seed: int, number: int, mean_ns: int) -> int:
     """What the emulated start of a container takes for request `number`: normal, with a deviation of half of
     the mean, and not below 0, as the original sleeps."""
-    draw = float(np.random.default_rng([seed, 3, number]).normal(1.0, 0.5))
-    return max(0, round(draw * mean_ns))
+    return max(0, round(_source(seed, "container", number).gauss(1.0, 0.5) * mean_ns))
+
+
+def _source(seed: int, purpose: str, number: int) -> random.Random:
+    """A source for one request: what is drawn for it does not depend on the others."""
+    return random.Random(f"{seed} {purpose} {number}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import slosched
-from slosched.faasm.inference.instance import WARM, Answer, Instance
+from slosched.faasm.inference.choices import WARM
+from slosched.faasm.inference.instance import Answer, Instance
 from slosched.faasm.inference.plan import Image, plan_of_environment
 
 _CLASS_OF = {WARM: 0, "L1": 1, "L2": 2, "L3": 3}

@@ -1,13 +1,5 @@
-"""One instance: a network in a live process, the same code for every system, which can be made cold.
-
-The rungs of the ladder of cold starts, of which a live process has those up to L3:
-
-    L0  warm: code and weights are where they are used
-    L1  the weights are in host memory (pinned, for a GPU) and are copied to where they are used
-    L2  the same from pageable memory; on a CPU there is no difference to L1
-    L3  the process is there, and code and weights are not: they are built, and read from the file
-    L4  a new process: an interpreter, torch, a context on the GPU, and L3
-"""
+"""One instance: a network in a live process, the same code for every system, which can be made cold
+(choices.py)."""
 
 from __future__ import annotations
 
@@ -16,15 +8,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from slosched.clock import now_ns, sleep_ns
 from slosched.errors import InvalidConfig
+from slosched.faasm.inference.choices import LIVE_RUNGS, WARM
 from slosched.faasm.inference.plan import Image, Plan
 
 if TYPE_CHECKING:
     import torch
-
-WARM = "L0"
-#: What a live process can do to itself.
-LIVE_RUNGS = ("L1", "L2", "L3")
-RUNGS = ("L1", "L3", "L4")
 
 
 class Answer(TypedDict):

@@ -18,8 +18,8 @@ import numpy as np
 
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
+from slosched.faasm.inference.choices import WARM
 from slosched.faasm.inference.cold import ColdRule, container_pause_ns
-from slosched.faasm.inference.instance import WARM
 from slosched.faasm.inference.plan import Image
 from slosched.faasm.inference.requests import Outcome, Reply, Request, System, ended
 from slosched.units import NS_PER_S

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from slosched.errors import InvalidConfig
-from slosched.faasm.inference.plan import SIZES, Image, Plan
+from slosched.faasm.inference.choices import SIZES
+from slosched.faasm.inference.plan import Image, Plan
 from slosched.output_files import new_file
 
 TOP = 5

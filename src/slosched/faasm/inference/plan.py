@@ -1,4 +1,4 @@
-"""Which network is served, from which weights and on which device. Plain data; nothing heavy is imported.
+"""Which network is served, from which weights and on which device. Nothing of torch is imported.
 
 The original's function reads a MobileNet v1 1.0 224 of 16.9 MB and a picture of 940,650 bytes. Ours has a
 network of that plan with random weights from a seed, so answers mean nothing and times do; the picture
@@ -18,21 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slosched.errors import InvalidConfig
+from slosched.faasm.inference.choices import SIZES
 
 Image = npt.NDArray[np.uint8]
 
 #: Processes of functions find their Plan under this name, when their `init` runs.
 VARIABLE = "SLOSCHED_FAASM_PLAN"
-#: size -> (multiplier of the channels, pixels of the network's input, rows and columns of a picture).
-SIZES = {
-    "micro": (0.25, 32, (40, 36)),
-    "small": (1.0, 224, (224, 224)),
-    "full": (1.0, 224, (606, 517)),  # the original's picture has 940,650 bytes, with its header
-}
 #: Patches of colour along each side of a picture.
 _PATCHES = 6
-NETWORKS = ("auto", "own", "timm")
-DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Self
 
 from slosched.errors import SloschedError
 from slosched.faasm.inference import wire
-from slosched.faasm.inference.instance import WARM
+from slosched.faasm.inference.choices import WARM
 from slosched.faasm.inference.plan import Plan
 from slosched.faasm.inference.process import InstanceFailed, InstanceProcess
 from slosched.faasm.inference.requests import Done, Request, ended, ok

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, get_args
 
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig
-from slosched.faasm.inference.instance import WARM, Answer
+from slosched.faasm.inference.choices import WARM
+from slosched.faasm.inference.instance import Answer
 from slosched.faasm.inference.plan import Image
 from slosched.output_files import new_file
 
@@ -102,6 +104,15 @@ class System(Protocol):
 
     def close(self) -> None:
         """End what it started. Idempotent."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 
 _COLUMNS = (

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from slosched.errors import MissingPackage, SloschedError, UnknownName
 from slosched.faasm.inference import functions
-from slosched.faasm.inference.instance import LIVE_RUNGS, WARM, Instance
+from slosched.faasm.inference.choices import ABOUT, LIVE_RUNGS, SYSTEMS, WARM
+from slosched.faasm.inference.instance import Instance
 from slosched.faasm.inference.plan import Plan
 from slosched.faasm.inference.pool import Pool
 from slosched.faasm.inference.requests import Done, Request, System, ended, ok
@@ -25,16 +26,6 @@ from slosched.functions.errors import CallFailed, CallRefused
 from slosched.units import NS_PER_S
 
 _END_WITHIN_S = 90.0
-
-ABOUT = {
-    "slosched": "a worker with warm slots, which calls share; its scheduler refuses what cannot be in time",
-    "process": "a process per instance, one request at a time; a cold one at L4 is a real restart",
-    "container": "a process per instance whose cold starts are EMULATED: the model is dropped (L3) and the "
-    "start of a container slept for (mean COLD_START_DELAY_MS, deviation half of it)",
-    "loop": "one loop in the process that sends: no system at all",
-    "dask": "Dask's distributed with a process for each instance",
-}
-SYSTEMS = tuple(ABOUT)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -44,7 +35,7 @@ def check_names(names: Sequence[str]) -> None:
             raise UnknownName("system", name, list(SYSTEMS))
 
 
-def lacks(system: str, rung: str, device: str) -> str:
+def lacks(system: str, rung: str) -> str:
     """Why a system has no cold starts of that rung; empty if it has."""
     if rung == "L4" and system == "loop":
         return "a new process is another program than the one that sends"
@@ -52,8 +43,6 @@ def lacks(system: str, rung: str, device: str) -> str:
         return "Dask restarts a worker only with all that it runs"
     if system == "container" and rung != "L3":
         return "its cold start is emulated, and is the same on each rung; it stands at L3"
-    if device == "cuda" and system == "dask":
-        return ""
     return ""
 
 
@@ -172,7 +161,7 @@ class DaskSystem(_Closing):
         return handle.cancel
 
     def lacks(self, rung: str) -> str:
-        return lacks(self.name, rung, "cpu")
+        return lacks(self.name, rung)
 
     def close(self) -> None:
         self._engine.close()
@@ -214,7 +203,7 @@ class Loop(_Closing):
                 done(ended("failed", str(error)))
 
     def lacks(self, rung: str) -> str:
-        return "" if rung in (WARM, *LIVE_RUNGS) else lacks(self.name, rung, "cpu")
+        return "" if rung in (WARM, *LIVE_RUNGS) else lacks(self.name, rung)
 
     def close(self) -> None:
         self._waiting.put(None)

@@ -1,0 +1,84 @@
+"""What the requests of one run come to: rates, percentiles with and without those that were not answered."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from slosched.faasm.inference.load import Loaded
+from slosched.faasm.inference.requests import STATUSES, Outcome
+from slosched.units import NS_PER_MS, NS_PER_S
+
+_SHARES = (50, 90, 99)
+
+
+def percentile(ordered: Sequence[float], share: int) -> float:
+    """The percentile of sorted values by nearest rank; NaN without values."""
+    if not ordered:
+        return math.nan
+    rank = max(1, -(-share * len(ordered) // 100))
+    return ordered[rank - 1]
+
+
+def record(loaded: Loaded) -> dict[str, Any]:
+    """The fields of a record. Latencies are in ms, from the intended time.
+
+    `p99_ms` is of answered requests, `p99_all_ms` counts each other one (timed out, refused, failed) as
+    infinite, and is None where it is. `warm_` and `cold_` are of these requests alone. A rate counts what
+    was answered within the run's duration.
+    """
+    outcomes = loaded.outcomes
+    end_ns = loaded.begin_ns + loaded.duration_ns
+    seconds = loaded.duration_ns / NS_PER_S
+    within = [each for each in outcomes if each.status == "ok" and each.done_ns <= end_ns]
+    cold = [each for each in outcomes if each.is_cold]
+    late_ns = sorted(each.sent_ns - each.intended_ns for each in outcomes)
+    return {
+        "duration_s": seconds,
+        "n": len(outcomes),
+        **{status: sum(1 for each in outcomes if each.status == status) for status in STATUSES},
+        "cold_n": len(cold),
+        "cold_ratio": len(cold) / len(outcomes) if outcomes else 0.0,
+        "cold_refused": sum(1 for each in cold if each.status == "refused"),
+        "offered_per_s": len(outcomes) / seconds,
+        "achieved_per_s": len(within) / seconds,
+        **percentiles("", outcomes),
+        **percentiles("warm_", [each for each in outcomes if not each.is_cold]),
+        **percentiles("cold_", cold),
+        "issue_delay_p99_ms": _ms(percentile(late_ns, 99)),
+        "answers": answers_of(outcomes),
+    }
+
+
+def percentiles(prefix: str, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """p50, p90 and p99 of answered requests, and with the others as infinite."""
+    answered = sorted(each.latency_ns / NS_PER_MS for each in outcomes if each.status == "ok")
+    everything = answered + [math.inf] * (len(outcomes) - len(answered))
+    found: dict[str, float | None] = {}
+    for share in _SHARES:
+        found[f"{prefix}p{share}_ms"] = _finite(percentile(answered, share))
+        found[f"{prefix}p{share}_all_ms"] = _finite(percentile(everything, share))
+    return found
+
+
+def answers_of(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """For each picture the different answers that came: classes, and a digest of the probabilities' bits."""
+    found: dict[str, dict[str, None]] = {}
+    for each in outcomes:
+        if each.status == "ok":
+            bits = hashlib.sha256(
+                ",".join(score.hex() for score in each.scores).encode()
+            ).hexdigest()
+            words = f"{' '.join(map(str, each.top))} {bits[:8]}"
+            found.setdefault(str(each.picture), {})[words] = None
+    return {picture: [*words] for picture, words in sorted(found.items())}
+
+
+def _ms(value_ns: float) -> float | None:
+    return _finite(value_ns / NS_PER_MS)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

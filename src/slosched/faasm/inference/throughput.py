@@ -1,0 +1,117 @@
+"""`slosched exp inference-throughput`: MobileNet under growing load, by the share of cold starts.
+
+After Faasm (USENIX ATC'20, section 6.3, figure 7; experiments.tf-tpt of its repository). The capacity of
+each system under each rule comes first: a closed loop without think times. Then an open loop (Poisson) at
+fractions of it, and a closed one with 100 connections and the original's think times.
+"""
+
+from __future__ import annotations
+
+from slosched.errors import SloschedError
+from slosched.faasm.frame import Frame
+from slosched.faasm.inference import summary
+from slosched.faasm.inference.campaign import Campaign, Setting, planned, rungs_of, systems_of
+from slosched.faasm.inference.load import Arrivals, Closed, Open
+from slosched.faasm.inference.options import ThroughputOptions
+from slosched.units import NS_PER_MS, NS_PER_S
+
+Options = ThroughputOptions
+_QUICK_CAPACITY_NS = 1_500 * NS_PER_MS
+#: Requests on their way for each instance while the capacity is measured.
+_DEPTH = 2
+
+
+def run(options: ThroughputOptions, frame: Frame) -> None:
+    """Measure each system. Raises MissingPackage without torch."""
+    options = options.at_scale(frame.scale)
+    by_system = {name: settings_of(options, frame.scale, name) for name in systems_of(options)}
+    frame.expect(sum(map(len, by_system.values())))
+
+    def arrivals(setting: Setting) -> Arrivals:
+        if setting.loop == "open":
+            return Open(
+                rate_per_s=_capacity(frame, setting) * float(setting.fields["fraction"]),
+                duration_ns=setting.duration_ns,
+                seed=options.seed,
+            )
+        return Closed(connections=setting.connections, think_ns=setting.think_ns, seed=options.seed)
+
+    with planned(options) as plan:
+        campaign = Campaign(options, frame, plan)
+        for name, settings in by_system.items():
+            campaign.measure(name, settings, arrivals)
+
+
+def _capacity(frame: Frame, setting: Setting) -> float:
+    """What the system answered per second without think times. Raises SloschedError if nothing was."""
+    [found] = frame.records(_capacity_key(setting.system, setting.rule, setting.rung))
+    capacity = float(found["achieved_per_s"])
+    if capacity <= 0:
+        raise SloschedError(f"{setting.system} answered nothing while its capacity was measured")
+    return capacity
+
+
+def _capacity_key(system: str, rule: str, rung: str) -> str:
+    return f"{system} capacity cold={rule} {rung}"
+
+
+def settings_of(options: ThroughputOptions, scale: str, name: str) -> list[Setting]:
+    """The cells of a system: for each rule and rung its capacity first."""
+    found: list[Setting] = []
+    for rule in options.rules:
+        for rung in rungs_of(name, rule, options):
+            found += _settings(options, scale, name, rule, rung)
+    return found
+
+
+def _settings(
+    options: ThroughputOptions, scale: str, name: str, rule: str, rung: str
+) -> list[Setting]:
+    lasts_ns = options.lasts_ns(scale, rung)
+    found = [
+        Setting(
+            system=name,
+            loop="capacity",
+            rule=rule,
+            rung=rung,
+            duration_ns=_QUICK_CAPACITY_NS if scale == "quick" else 20 * NS_PER_S,
+            slo_ns=options.timeout_ns,
+            fields={"connections": _DEPTH * options.workers},
+            connections=_DEPTH * options.workers,
+            think_ns=0,
+        )
+    ]
+    found += [
+        Setting(
+            system=name,
+            loop="open",
+            rule=rule,
+            rung=rung,
+            duration_ns=lasts_ns,
+            slo_ns=options.slo_ns,
+            fields={"fraction": fraction},
+            label=f" at={fraction:g}",
+        )
+        for fraction in options.fractions
+    ]
+    found += [
+        Setting(
+            system=name,
+            loop="closed",
+            rule=rule,
+            rung=rung,
+            duration_ns=options.lasts_ns(scale, rung, think_ns),
+            slo_ns=options.slo_ns,
+            fields={"think_ms": think_ns / NS_PER_MS, "connections": options.connections},
+            connections=options.connections,
+            think_ns=think_ns,
+            label=f" think={think_ns // NS_PER_MS}ms",
+        )
+        for think_ns in options.thinks_ns
+    ]
+    return found
+
+
+def report(options: ThroughputOptions, frame: Frame) -> None:
+    """Tables and figures, from the records alone."""
+    summary.show_throughput(frame)
