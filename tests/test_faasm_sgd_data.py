@@ -1,4 +1,4 @@
-"""Data of sgd: the synthetic set has the shape it claims; files of svmlight are read, or refused with a reason."""
+"""Data of sgd: the synthetic set has the shape it claims; svmlight files are read, or refused with a reason."""
 
 from __future__ import annotations
 
