@@ -23,6 +23,7 @@ from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.functions.errors import FunctionError, call_failed
 from slosched.functions.function import Function, duration_ns_of
 from slosched.functions.registry import find
+from slosched.functions.state import folders
 from slosched.functions.state.state import State
 
 _READY_S = 60.0
@@ -69,6 +70,10 @@ class LiveEngine:
     one more waits in `call`; a controller that refuses calls unread, because they come too fast for its
     core, gets them again. `worker_options` and `controller_options` are further words for their commands.
 
+    With `apart` each worker has shared memory of its own, as if it ran on another host: arrays of the state go
+    from one to the other through the store alone, which must then be Redis or embedded:FOLDER. Those hosts are
+    emulated: network, cores and memory are this host's.
+
     Workers import the functions' modules, so a function of `__main__` or within another one cannot be used.
     Raises FunctionError for these, ChildFailed if a process does not start, InvalidRequest or RequestFailed
     if a function cannot be loaded, PeerUnreachable if no controller answers at `address`.
@@ -87,6 +92,7 @@ class LiveEngine:
         state: State | str | None = None,
         logs: str | Path | None = None,
         most_unanswered: int = 256,
+        apart: bool = False,
         worker_options: Sequence[str] = (),
         controller_options: Sequence[str] = (),
     ) -> None:
@@ -100,7 +106,7 @@ class LiveEngine:
                 f"an engine has 1 to {_MOST_WORKERS} workers with at least one slot"
             )
         self.address = address or ""
-        self.workers, self.slots = workers, slots
+        self.workers, self.slots, self.apart = workers, slots, apart
         self._children: Children | None = None
         #: The processes of the engine: its workers, and then its controller.
         self.processes: list[Child] = []
@@ -121,8 +127,10 @@ class LiveEngine:
                     raise ChildFailed(
                         f"the {error.child.name} did not start: {text}; logs=FOLDER keeps all that it wrote"
                     ) from None
-            elif state is not None or logs is not None:
-                raise InvalidConfig("state and logs are those of the workers at that address")
+            elif state is not None or logs is not None or apart:
+                raise InvalidConfig(
+                    "state, logs and apart are those of the workers at that address"
+                )
             self._client = Client(self.address, name="slosched engine", timeout_s=_READY_S)
             opened.callback(self._client.close)
             for name in self.functions:
@@ -149,13 +157,27 @@ class LiveEngine:
             if owned:
                 opened.callback(shared.close)
             store = state if isinstance(state, str) else shared.store.name
+            if self.apart and store == "embedded":
+                raise InvalidConfig(
+                    "workers that are apart share no memory, which the store embedded needs: give state a "
+                    "Redis, or embedded:FOLDER"
+                )
             self._worker_options += ["--state", store, "--namespace", shared.namespace]
-        children = opened.enter_context(Children(env=_environment()))
+        environment = _environment()
+        roots = [folders.root_of_host(n) for n in range(self.workers)] if self.apart else []
+        if roots:
+            opened.callback(folders.sweep_hosts)
+        children = opened.enter_context(Children(env=environment))
         words = ["worker", "--device", "none", "--functions", ",".join(specs)]
         words += ["--bind", "127.0.0.1", "--port", "0", *self._worker_options]
         words += [] if self.slots is None else ["--slots", str(self.slots)]
         started = [
-            children.start(f"worker {n}", words, folder / f"worker-{n}.log")
+            children.start(
+                f"worker {n}",
+                words,
+                folder / f"worker-{n}.log",
+                env={**environment, folders.PREFIX_VARIABLE: roots[n]} if roots else None,
+            )
             for n in range(self.workers)
         ]
         ports = [children.wait_ready(each, within_s=_READY_S) for each in started]

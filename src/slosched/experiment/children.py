@@ -90,18 +90,25 @@ class Children:
         self.stop()
 
     def start(
-        self, name: str, arguments: Sequence[str], log: Path, *, stdout: Path | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        stdout: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Child:
         """Run `slosched ARGUMENTS`. All its output goes to `log`.
 
-        With `stdout` its answer goes there, and its stderr is ours, so that its progress is seen.
+        With `stdout` its answer goes there, and its stderr is ours, so that its progress is seen. `env` is its
+        environment, by default that of all children.
         """
         command = [*self._command, *arguments]
         with contextlib.ExitStack() as files:
             out = files.enter_context((stdout or log).open("wb"))
             errors = subprocess.STDOUT if stdout is None else None
             process = child_processes.start(
-                command, stdout=out.fileno(), stderr=errors, env=self._env
+                command, stdout=out.fileno(), stderr=errors, env=env or self._env
             )
         child = Child(name, process, stdout or log)
         self._children.append(child)

@@ -34,6 +34,9 @@ from slosched.output_files import make_folder
 
 _TOTALS = "totals"
 _LOCK = "space.lock"
+#: A key's files, by their suffixes.
+_EMPTY_AT_FIRST = ("log", "lock", "merge", "turn", "user")
+_SUFFIXES = (*_EMPTY_AT_FIRST, "data", "new", "meta.draft", "journal", "journal.draft")
 #: Writers of a key that are remembered: one per host and run.
 _WRITERS = 1000
 
@@ -141,7 +144,7 @@ class EmbeddedSpace:
             if found is not None:
                 return found
             self._reserve(info.nbytes, 1)
-            for suffix in ("log", "lock", "merge", "turn", "user"):
+            for suffix in _EMPTY_AT_FIRST:
                 self._file(info, suffix).touch()
             try:
                 _zeros(self._file(info, "data"), info.nbytes)
@@ -275,8 +278,8 @@ class EmbeddedSpace:
         appended = _meta(self._file(info, "meta")).info.appended
         # The name goes first: a key without it is unknown, whatever else is left of it.
         self._file(info, "meta").unlink(missing_ok=True)
-        for path in self._path.glob(f"{folders.digest(info.key)}.*"):
-            path.unlink(missing_ok=True)
+        for suffix in _SUFFIXES:  # a look into the folder would cost time for each of its keys
+            self._file(info, suffix).unlink(missing_ok=True)
         self._reserve(-info.nbytes - appended, -1)
 
     def _reserve(self, size: int, keys: int) -> None:

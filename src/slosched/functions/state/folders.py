@@ -74,6 +74,36 @@ def _root_path() -> Path:
     return base / name
 
 
+def root_of_host(number: int) -> str:
+    """The name of a root for processes that are to share nothing with this one, as if on another host.
+
+    Processes of one number share. What they leave when they are killed, `sweep_hosts` removes.
+    """
+    return f"{_root_path().name}-host{number}"
+
+
+@contextmanager
+def within_root(name: str) -> Iterator[None]:
+    """Within the block, what this process opens, and what it starts, has that root."""
+    before = os.environ.get(PREFIX_VARIABLE)
+    os.environ[PREFIX_VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PREFIX_VARIABLE]
+        else:
+            os.environ[PREFIX_VARIABLE] = before
+
+
+def sweep_hosts() -> None:
+    """Remove what ended processes left in the roots of emulated hosts (`root_of_host`)."""
+    root = _root_path()
+    for path in sorted(root.parent.glob(f"{root.name}-host*")):
+        with within_root(path.name):
+            sweep()
+
+
 def digest(*parts: str) -> str:
     """A file's name for any text."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()

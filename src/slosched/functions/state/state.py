@@ -111,6 +111,13 @@ class State:
         if found is not None:
             remove_copy(self._local, found)
 
+    def evict(self, key: str) -> None:
+        """Remove this host's copy of a key, with what was not pushed of it. The next read fetches it anew."""
+        self._check_open()
+        found = self.space.find(key)
+        if found is not None:
+            remove_copy(self._local, found)
+
     def close(self) -> None:
         """Leave the namespace; drop it if this run owns it. The host's copies go with the last process."""
         if self._folder is None:
