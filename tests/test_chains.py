@@ -104,7 +104,7 @@ def test_an_error_of_a_child_reaches_its_parent_with_its_lines() -> None:
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        ({"function": "nothing"}, Code.UNKNOWN_MODEL, "no worker has a function 'nothing' ready"),
+        ({"function": "nothing"}, Code.UNKNOWN_MODEL, "function 'nothing'; they offer: f"),
         ({"size_class": 1}, Code.INVALID_REQUEST, "there is no class 1"),
         ({"size": 101}, Code.INVALID_REQUEST, "takes at most 100"),
     ],

@@ -85,14 +85,7 @@ def test_a_clients_load_waits_for_the_functions_that_a_call_may_chain_to() -> No
     rig.enter(prepares=("f",))
     rig.handle(FromClient(b"c", LoadModelRequest(1, "f")))
     rig.later(100)
-    rig.call("f")
-    rig.later(1)
-    call = rig.one()
     assert not rig.to_client(LoadModelReply)
-    rig.chain(call, 0, "slow")
-    rig.step()
-    (reply,) = rig.child_replies()
-    assert reply.code == Code.INITIALIZING and "still being made ready" in reply.reason
     rig.prepare("slow")
     rig.weights_loaded()
     rig.steps()
@@ -414,6 +407,23 @@ def test_an_idempotent_body_runs_once_more(code: Code) -> None:
     reply = rig.reply(request_id)
     assert (reply.code, reply.attempts) == (code, 2) and "tried once more" in reply.reason
     assert not rig.outstanding_calls()
+
+
+def test_a_call_that_waited_for_a_process_of_a_template_that_ended_has_not_begun() -> None:
+    """Its worker had given it a slot: it tells of the time in that, and no body ran."""
+    rig = CallRig.serving()
+    request_id = rig.call(slo_ms=10_000)
+    rig.step()
+    rig.now_ns += 4 * MS
+    rig.error(rig.one(), Code.EXEC_WEIGHTS_MISSING, "its template ended", ran_ms=2)
+    rig.steps()
+    assert not rig.answered(request_id) and not rig.parts_done()
+    rig.weights_loaded()
+    rig.steps()
+    rig.now_ns += 2 * MS
+    rig.result(rig.one())
+    rig.step()
+    assert rig.reply(request_id).code == Code.OK
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from slosched.codes import Code
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
+    EmulatedHost,
     Exit,
     Raise,
     Return,
@@ -25,13 +26,15 @@ from slosched.core.worker.emulated_calls import (
     Step,
     TakeBack,
 )
-from slosched.core.worker.interface import CallAwaits, CallLost
+from slosched.core.worker.interface import CallAwaits, CallLost, Op, OpDone, OpKind
 from slosched.messages import (
+    NO_SPAN,
     CallResult,
     CallResumed,
     CallSuspended,
     ChildCancel,
     ChildRequest,
+    ErrorResult,
     EvictWeights,
     EvictWeightsResult,
     FunctionInfo,
@@ -244,6 +247,31 @@ def test_the_process_of_a_call_that_runs_again_is_reported_by_its_op_alone() -> 
     worker.run(2 * MS)
     assert worker.take(CallResult).action_id == number
     nothing_left(worker)
+
+
+def test_a_slot_without_a_process_for_its_call_is_no_begin() -> None:
+    """Its template ended while the call, which had a slot, waited for a process."""
+    worker = CallingWorker([function("leaf", Run(MS))], host_type=NoProcess).serving()
+    number = worker.call()
+    worker.run(2 * MS)
+    error = worker.take(ErrorResult)
+    assert (error.action_id, error.code, error.part) == (
+        number,
+        Code.EXEC_WEIGHTS_MISSING,
+        NO_SPAN,
+    )
+    nothing_left(worker)
+
+
+class NoProcess(EmulatedHost):
+    """A host whose calls get no process for a while, and then their function is gone."""
+
+    def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
+        if op.kind is not OpKind.CALL:
+            return super().launch(op, now_ns=now_ns)
+        self.drop_inputs(op.action_id)
+        span = Span(now_ns - MS, now_ns, MS)
+        return OpDone(op.op_id, span, Code.EXEC_WEIGHTS_MISSING, "its template ended")
 
 
 def test_a_process_that_held_a_function_ready_may_end_while_its_calls_run() -> None:

@@ -24,10 +24,10 @@ from slosched.core.scheduler.state import (
     Queue,
     Request,
 )
+from slosched.core.scheduler.unready import Unready
 from slosched.core.scheduler.validation import call_error, request_error
 from slosched.core.scheduler.weights import Weights
 from slosched.core.values import Value
-from slosched.errors import shown_name
 from slosched.messages import ChildRequest, InferReply, InferRequest
 
 #: A child's deadline is before its parent's by this: of calls with one deadline the deeper ones go first.
@@ -47,11 +47,13 @@ class Arrivals:
         weights: Weights,
         limits: Limits,
         answers: Answers,
+        unready: Unready,
         answer: Callable[[Request, int, str], None],
     ) -> None:
         self._cluster, self._catalog, self._policy = cluster, catalog, policy
         self._weights, self._limits = weights, limits
         self._answers, self._answer = answers, answer
+        self._unready = unready
         self._by_length = policy.about.length_classes
         self.count = 0  # requests that were taken; the next one's key
         self.invalid = 0  # those that could not be taken
@@ -116,8 +118,10 @@ class Arrivals:
             self._cluster.emit(Keep(event.input.value_id, key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
-            return
-        self._policy.enqueue(request, now_ns=now_ns)
+        elif request.call is not None and self._unready.is_coming(model.name, model):
+            self._unready.hold(request)
+        else:
+            self._policy.enqueue(request, now_ns=now_ns)
 
     def child(
         self,
@@ -136,15 +140,15 @@ class Arrivals:
         if self.ended:
             return Code.SHUTTING_DOWN, "the controller is shutting down"
         model = self._catalog.function(message.function)
+        coming = self._unready.is_coming(message.function, model)
         if model is None:
-            shown = shown_name(message.function)
-            if self._catalog.is_loading(message.function):
-                return Code.INITIALIZING, f"the function {shown} is still being made ready"
-            return Code.UNKNOWN_MODEL, f"no worker has a function {shown} ready"
-        assert model.function is not None
-        error = call_error(model.name, model.function, message.size_class, size)
-        if error:
-            return Code.INVALID_REQUEST, error
+            if not coming:
+                return self._unready.why_none(message.function)
+            model = self._unready.stand_in(message.function)
+        elif model.function is not None:
+            error = call_error(model.name, model.function, message.size_class, size)
+            if error:
+                return Code.INVALID_REQUEST, error
         left_ns = max(0, parent.deadline_ns - _SOONER_NS - now_ns)
         slo_ns = min(message.slo_ns, left_ns) if message.slo_ns > 0 else left_ns
         waiting = self.count - self._answers.count
@@ -175,7 +179,10 @@ class Arrivals:
             self._limits.took(client, value.size)
             self._cluster.emit(Keep(value.value_id, key))
         self.children[key] = request
-        self._policy.enqueue(request, now_ns=now_ns)
+        if coming:
+            self._unready.hold(request)
+        else:
+            self._policy.enqueue(request, now_ns=now_ns)
         return Code.OK, ""
 
     def _queue(self, message: InferRequest, model: Instance, cascade: Cascade | None) -> Queue:

@@ -163,6 +163,10 @@ class Catalog:
         waits = any(each.message.name == name for each in self.waiting)
         return waits or self._preparations.under_way(name)
 
+    def failure_of(self, name: str) -> tuple[int, str] | None:
+        """How the last load of `name` that failed did so: a code and words."""
+        return self._preparations.failures.get(canonical_model(name))
+
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
         names = {n: None for w in self._cluster.serving() for n in w.loadable}

@@ -268,7 +268,7 @@ class Chains:
         call.action = None
         self._take_back_children(call)
         code, reason = outcome.code, outcome.reason
-        if isinstance(outcome.result, ErrorResult):
+        if isinstance(outcome.result, ErrorResult) and code not in UNSTARTED:
             self._body_ended(action, outcome.result, now_ns)
         if request.state is RequestState.ANSWERED:
             return

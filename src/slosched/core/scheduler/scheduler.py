@@ -64,6 +64,7 @@ from slosched.core.scheduler.state import (
     Worker,
     WorkerState,
 )
+from slosched.core.scheduler.unready import Unready
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import (
     CallNews,
@@ -150,6 +151,7 @@ class Scheduler:
         self.limits = Limits(config)
         self.door = Door()
         self.answers = Answers(emit=self._effects.append, limits=self.limits)
+        self._unready = Unready(self.cluster, self.catalog, self.policy, self._end)
         self.arrivals = Arrivals(
             self.cluster,
             self.catalog,
@@ -157,6 +159,7 @@ class Scheduler:
             weights,
             self.limits,
             self.answers,
+            self._unready,
             self._answer,
         )
         self.chains = Chains(
@@ -219,6 +222,7 @@ class Scheduler:
         if self.cluster.slices.under_way:
             self.cluster.slices.go_on()
         self.second_tries.plan(now_ns=now_ns)
+        self._unready.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
             self.catalog.advance(now_ns=now_ns)
@@ -240,6 +244,9 @@ class Scheduler:
         again_ns = self.second_tries.next_wakeup_ns(self._now_ns)
         if again_ns is not None and again_ns < due_ns:
             due_ns = again_ns
+        unready_ns = self._unready.next_wakeup_ns()
+        if unready_ns is not None and unready_ns < due_ns:
+            due_ns = unready_ns
         return due_ns if policy_ns is None or due_ns < policy_ns else policy_ns
 
     @property

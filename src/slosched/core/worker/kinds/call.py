@@ -42,8 +42,8 @@ from slosched.units import NS_PER_S, format_duration
 #: A controller refuses a child beyond MOST_CHILDREN. A call with this number of them open asks faster than it
 #: is answered, and is ended.
 MOST_OPEN = 2 * MOST_CHILDREN
-#: Codes of an op that did not begin.
-_NOT_BEGUN = (Code.EXEC_TOO_LATE, Code.CANCELLED)
+#: Codes of an op that did not begin: one that has a slot may wait for a process, and get none.
+_NOT_BEGUN = (Code.EXEC_TOO_LATE, Code.CANCELLED, Code.EXEC_WEIGHTS_MISSING)
 #: A call that is suspended for this time after its deadline, and for its own limit, is ended: an answer was
 #: lost.
 _SUSPENDED_AFTER_DEADLINE_NS = 60 * NS_PER_S
