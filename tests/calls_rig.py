@@ -274,7 +274,7 @@ def leaf(ns: int = 2 * MS, *more: Step, **info: object) -> CallingWorker:
     return CallingWorker([function("leaf", Run(ns), *more, info=FunctionInfo(**info))]).serving()  # type: ignore[arg-type]
 
 
-def parent(*steps: Step, slots: int = 1, **more: int) -> CallingWorker:
+def parent(*steps: Step, slots: int = 1, **more: Any) -> CallingWorker:
     functions = [function("parent", *steps), function("leaf", Run(2 * MS))]
     return CallingWorker(functions, slots, **more).serving()
 

@@ -7,7 +7,7 @@ the process leaves is gone sooner. From then on a step takes only as many reques
 others are refused at once, unseen by the policy. Refusing costs a few per cent of serving, so most of the core
 goes on serving.
 
-A wait alone is no overload. Requests of clients that keep a few dozen of them open over a busy core, or one
+A wait alone shows no overload. Requests of clients that keep a few dozen of them open over a busy core, or one
 that others share, wait for milliseconds at each step, and for no longer ten minutes later. Refusing them gains
 nothing, since the next request follows each refusal. So a wait of `_STANDING_NS` or more is too long where many
 requests stand (their number is the rate at which they are read times the wait), or where it takes half of the

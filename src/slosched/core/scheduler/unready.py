@@ -1,9 +1,9 @@
 """Calls of functions that a worker is still making ready: they wait for that, within their deadlines.
 
-A worker that has just joined prepares what it offers: it imports a module and runs an `init`, for seconds at times.
-A call that comes meanwhile is set aside (ASIDE, in no queue of the policy) and enters its queue when the function
-is ready. Where the function cannot become ready, since no worker offers it or its load has failed, the call is
-refused at once.
+A worker that has just joined prepares what it offers: it imports a module and runs an `init`, for seconds at
+times. A call that comes meanwhile is set aside (ASIDE, in no queue of the policy) and enters its queue when the
+function is ready. Where the function cannot become ready, since no worker offers it or its load has failed, the
+call is refused at once.
 
 A child names its function by a text, and may come before an instance of it exists. Until then it belongs to
 a stand-in, which is in no table and has its name alone.
