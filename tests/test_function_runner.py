@@ -176,6 +176,20 @@ def test_children_are_asked_for_awaited_and_answered(rig: FunctionRig) -> None:
     assert rig.result(op, done) == 60
 
 
+def test_a_child_that_is_named_by_a_text_has_its_size_class_also_from_another_module() -> None:
+    modules = ("called_functions", "sized_functions")
+    with FunctionRig(functions=modules) as rig:
+        for n, size_class in ((3, 0), (31, 3), (10_000, 15)):
+            op = rig.begin("catches", "sized", n)
+            rig.wait(op.op_id)
+            [(chained, args)] = rig.chained(op)
+            assert (chained.function, args, chained.size_class) == ("sized", (n,), size_class)
+            rig.answer(op, 0, n)
+            rig.resumed(op)
+        op = rig.begin("catches", "sized", "no number")
+        assert "TypeError" in rig.done(op).reason  # its class cannot be computed
+
+
 def test_the_error_of_a_child_is_raised_in_its_parent(rig: FunctionRig) -> None:
     op = rig.begin("catches", "echo", 1)
     rig.wait(op.op_id)

@@ -52,6 +52,15 @@ def called(controller: FunctionController, *words: str) -> Result:
     return invoke("call", *words, "--controller", controller.address)
 
 
+def test_the_check_says_which_calls_have_a_size_class() -> None:
+    checked = invoke("functions", "check", "sized_functions")
+    assert checked.exit_code == 0
+    assert "sized: only calls that are given the function itself, or sized_functions:NAME" in (
+        " ".join(checked.stdout.split())
+    )
+    assert "size class" not in invoke("functions", "check", "live_functions").stdout
+
+
 def test_a_module_is_listed_and_checked() -> None:
     listed = invoke("functions", "list", "sample_functions")
     assert listed.exit_code == 0

@@ -151,6 +151,7 @@ class FunctionsBackend:
             state=config.state,
             namespace=self._namespace,
             once=reloads,
+            sized=self._sized(listed.spec),
         )
         return LoadedFunction(
             self._root,
@@ -160,6 +161,11 @@ class FunctionsBackend:
             clock=self._clock,
             announce=self._note,
         )
+
+    def _sized(self, spec: str) -> tuple[str, ...]:
+        """The specs, but for `spec`, that offer functions with size classes."""
+        sized = [each.spec for each in self._listed.values() if each.info.size_classes > 1]
+        return tuple(dict.fromkeys(each for each in sized if each != spec))
 
     # ------------------------------------------------------------------- what is said of it
 

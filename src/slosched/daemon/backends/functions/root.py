@@ -73,6 +73,8 @@ def serve(end: socket.socket) -> None:
         function = functions.get(order.name)
         if function is None:
             raise FunctionError(f"{order.spec} has no function {order.name!r} any more")
+        if order.sized and function.is_async:
+            functions |= find(order.sized, folder=order.folder)
     except Exception as error:
         _fail(end, error, str(error))
         return
