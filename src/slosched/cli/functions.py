@@ -218,9 +218,10 @@ def check(
         say(f"{name}: init takes {format_duration(init_ns)} here")
     sized = ", ".join(each.name for each in found if each.size is not None)
     if sized:
+        module = modules[0].partition(":")[0]
         say(
-            f"{sized}: only calls that are given the function itself, or {modules[0].partition(':')[0]}:NAME, have "
-            "a size class; a client that gives the name alone is forecast with class 0"
+            f"{sized}: only calls that are given the function itself, or {module}:NAME, have a size class; a "
+            "client that gives the name alone is forecast with class 0"
         )
     say(f"{len(found)} function(s); a worker runs them with --functions {','.join(modules)}")
 

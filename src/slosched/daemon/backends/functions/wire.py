@@ -52,9 +52,9 @@ class Load(Message, frozen=True, kw_only=True):
     With `forks`, a socket comes with this, over which the worker asks for forks of this process; without, this
     process runs calls itself, and no fork; `once`: a single one. A call may take `memory_bytes` more than its
     process has when it begins (0: no limit). `visible_gpu` is the CUDA device that it sees; empty: all. `state`
-    and `namespace` are those of ctx.state; an empty `state` means that there is none. `sized` are other specs with
-    functions that have size classes: a function that can chain imports them too, since the arguments of a child
-    have their class from there.
+    and `namespace` are those of ctx.state; an empty `state` means that there is none. `sized` are other specs
+    with functions that have size classes: a function that can chain imports them too, since the arguments of a
+    child have their class from there.
     """
 
     spec: str
