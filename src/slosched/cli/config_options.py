@@ -117,7 +117,8 @@ def _metavar(row: Row) -> str | None:
     if row.option.metavar or row.plain is bool:
         return row.option.metavar or None
     if row.unit:
-        return {"ns": "DURATION", "bytes": "SIZE"}[row.unit]
+        one = {"ns": "DURATION", "bytes": "SIZE"}[row.unit]
+        return f"{one},{one}" if row.plain == tuple[int, ...] else one
     if row.plain is int:
         return "N"
     if row.plain is str:
@@ -136,6 +137,8 @@ def values_of(config: type, options: Options) -> dict[str, Any]:
 
 def _value(row: Row, given: Any) -> Any:
     """What the user wrote, as the field's value."""
+    if row.unit == "ns" and row.plain == tuple[int, ...]:
+        return tuple(duration_ns(row.argument, each) for each in names(given))
     if row.unit == "ns":
         return duration_ns(row.argument, given)
     if row.unit == "bytes":

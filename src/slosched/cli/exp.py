@@ -16,6 +16,7 @@ from slosched.cli.config_options import Options, takes_options, values_of
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, warn
+from slosched.cli.values import names as list_of
 from slosched.cli.values import whole_number
 from slosched.command_line import command_rows
 from slosched.errors import InvalidConfig, UnknownName
@@ -301,17 +302,86 @@ def task(
     for each in found:
         if each.runs:
             beside(f"slosched: {each.task.name} runs: slosched {' '.join(each.runs)}")
-            app(args=[*each.runs[1:]], prog_name="slosched exp", standalone_mode=False)
+            code = app(args=[*each.runs[1:]], prog_name="slosched exp", standalone_mode=False)
+            if code:
+                raise typer.Exit(code)
+
+
+@app.command("all", short_help="Run every experiment, one after the other.")
+def all_(
+    settings: _Settings = None,
+    *,
+    scale: _Scale = "quick",
+    out: _Out = None,
+    resume: _Resume = False,
+    layout: _Layout = "slosched",
+    only: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="These alone. Default: every experiment.")
+    ] = "",
+) -> None:
+    """Run every experiment with its default options, each in a folder of DIR; then index.md names them all.
+
+    One that fails does not end the others; the exit code is then not 0. index.md has each experiment's end, and
+    the paper's claims beside what was found.
+
+    \b
+    Examples:
+      slosched exp all --out faasm
+      slosched exp all --out faasm --resume
+    """
+    names_ = list_of(only) or tuple(EXPERIMENTS)
+    for name in names_:
+        if name not in EXPERIMENTS:
+            raise UnknownName("experiment", name, [*EXPERIMENTS])
+    _check_choice("--scale", scale, SCALES)
+    _check_choice("--layout", layout, LAYOUTS)
+    from slosched.faasm.frame_all import run_all
+    from slosched.faasm.frame_run import Interrupted, Order, default_out, options_of
+
+    place = out or default_out("all")
+    check_folder(place)
+    orders = []
+    for name in names_:
+        config = options_of(name)
+        given = values_of(config, _from_variables(name, config, {}, settings or []))
+        orders.append(
+            Order(
+                experiment=name,
+                options=config(**given),
+                scale=scale,
+                out=place / name,
+                resume=resume,
+                layout=layout,
+            )
+        )
+    try:
+        ends = run_all(orders, place, say=beside, show=say)
+    except Interrupted as stopped:
+        warn(f"stopped; the same command with `--out {place} --resume` continues")
+        raise typer.Exit(128 + stopped.number) from None
+    for end in ends:
+        say(f"{end.experiment}: {end.text}")
+    say(f"written to {place}; index.md names all of it")
+    if any(end.failed for end in ends):
+        raise typer.Exit(1)
 
 
 @app.command("names", short_help="What each task and variable of the original is here.")
-def names(json: Json = False) -> None:
+def names(
+    json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of docs/faasm.md.")
+    ] = False,
+) -> None:
     """List the original's tasks, switches and variables, and what each is here.
 
     \b
     Example:
       slosched exp names
     """
+    if markdown:
+        say(exp_names.names_markdown())
+        return
     if json:
         print_json(exp_names.names_document())
         return

@@ -73,6 +73,26 @@ def names_text() -> str:
     return "\n".join(lines)
 
 
+def names_markdown() -> str:
+    """The three tables as docs/faasm.md has them."""
+    tasks = [(f"`{task.usage}`", task.ours) for task in TASKS.values()]
+    # A switch is the same in every task that has it, as far as it has no effect.
+    switches = dict.fromkeys(
+        (f"`{switch}`", meaning) for _, switch, meaning in switch_rows() if meaning[:1] == "n"
+    )
+    variables = [(f"`{name}`", variable_text(name)) for name in VARIABLES]
+    return "\n\n".join(
+        _table(heading, rows)
+        for heading, rows in (("task", tasks), ("switch", [*switches]), ("variable", variables))
+    )
+
+
+def _table(heading: str, rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {heading} | here |", "|---|---|"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
 def names_document() -> dict[str, object]:
     """The same, fit for JSON."""
     return {

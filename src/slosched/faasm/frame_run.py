@@ -50,7 +50,7 @@ LAYOUTS = ("slosched", "faasm")
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to run. `options` are the experiment's own."""
+    """What to run. `options` are the experiment's own. `begin`: where there is nothing to resume, begin."""
 
     experiment: str
     options: Any
@@ -58,6 +58,7 @@ class Order:
     out: Path
     resume: bool = False
     layout: str = "slosched"
+    begin: bool = False
 
     def config(self) -> dict[str, Any]:
         """Options as the manifest keeps them."""
@@ -120,9 +121,18 @@ def report_again(directory: Path, *, show: Say, layout: str = "slosched") -> Fra
 
 def module_of(experiment: str) -> Any:
     """The module of an experiment. Raises MissingPackage if it, or what it needs, is not installed."""
-    name = EXPERIMENTS[experiment].module
+    return _imported(experiment, EXPERIMENTS[experiment].module)
+
+
+def options_of(experiment: str) -> Any:
+    """The class of an experiment's options. Nothing heavy is imported. Raises MissingPackage."""
+    module, _, name = EXPERIMENTS[experiment].options.partition(":")
+    return getattr(_imported(experiment, module), name)
+
+
+def _imported(experiment: str, module: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if missing.startswith("slosched."):
@@ -133,12 +143,6 @@ def module_of(experiment: str) -> Any:
             f"the experiment {experiment} needs {missing}, which is not installed: "
             "pip install 'slosched[faasm]'"
         ) from None
-
-
-def options_of(experiment: str) -> Any:
-    """The class of an experiment's options. Nothing heavy is imported."""
-    module, _, name = EXPERIMENTS[experiment].options.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def seeds_of(options: Any) -> dict[str, int]:
@@ -209,6 +213,8 @@ def _ends(frame: Frame, leaks: LeakCheck) -> Iterator[None]:
 def _claim(order: Order) -> tuple[Path, dict[str, Any]]:
     """The directory, and the manifest of the run that is continued in it ({}: a new one)."""
     if not order.resume:
+        return claim_run_dir(order.out), {}
+    if order.begin and not order.out.exists():
         return claim_run_dir(order.out), {}
     kind, wanted = f"{KIND} {order.experiment}", order.config()
     runs = [order.out, *sorted(order.out.glob("run-[0-9]*"))]

@@ -253,8 +253,8 @@ _EXPERIMENTS = (
     ),
     Task(
         name="experiments.tf-tpt",
-        runs=("exp", "inference-throughput", "--scale", "published", "--systems", "warm"),
-        switches={"--native": ("--systems", "process"), **_NOBILL},
+        runs=("exp", "inference-throughput", "--scale", "published", "--systems", "slosched"),
+        switches={"--native": ("--systems", "container"), **_NOBILL},
         documented=True,
     ),
     Task(
@@ -422,7 +422,7 @@ VARIABLES = {
     "N_WORKERS": Variable(fields=("workers",)),
     "COLD_START_DELAY_MS": Variable(fields=("delay_ns", "cold_delay_ns"), unit="ms"),
     "COLD_START_INTERVAL": Variable(fields=("cold", "every")),
-    "BENCH_DELAY_MS": Variable(fields=("think_ns", "thinks_ns"), unit="ms"),
+    "BENCH_DELAY_MS": Variable(fields=("think_ns", "thinks"), unit="ms"),
     "BENCH_MODE": Variable(why="all systems are run; --systems chooses some"),
     "TF_CODEGEN": Variable(why=_AHEAD),
     "SGD_CODEGEN": Variable(why=_AHEAD),
