@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.legends import legend_below, look_of, size_with_legend
-from slosched.analysis.style import INK, Figure, look, save
+from slosched.analysis.style import INK, Figure, FuncFormatter, look, save
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Cdf:
     latencies_ms: Sequence[float]
     count: int
 
+
+_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
+#: Between powers of ten, the ticks at 2 and 5 have numbers.
+_FEW = FuncFormatter(lambda value, _: f"{value:,.10g}" if f"{value:e}"[0] in "25" else "")
 
 #: (achieved throughput per s, median in ms), in the order of the rates.
 Curve = Sequence[tuple[float, float]]
@@ -41,6 +45,8 @@ def draw_throughput(
                 colour, marker = look_of(names.index(name))
                 axes.plot(*zip(*curve, strict=True), color=colour, marker=marker, label=name)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_PLAIN)
+            axes.yaxis.set_minor_formatter(_FEW)
             axes.set_xlim(left=0)
             axes.set_xlabel("answers per s, achieved")
             axes.set_ylabel("median latency, ms")
@@ -79,6 +85,7 @@ def draw_cdfs(panels: Mapping[str, Mapping[str, Cdf]], path: Path, *, note: str 
                     label=name,
                 )
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(_PLAIN)
             axes.set_xlim(right=1.3 * largest)
             axes.set_ylim(0, 1.02)
             axes.set_xlabel("latency from the intended time, ms")
@@ -95,10 +102,11 @@ def _panels(count: int, names: Sequence[str]) -> tuple[Any, list[Any]]:
     figure = Figure(
         figsize=size_with_legend(4.4 * columns, 3.4 * rows + 0.3, names), layout="constrained"
     )
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     places = [axes for row in grid for axes in row]
-    for axes in places[count:]:
-        axes.set_visible(False)
+    for place, axes in enumerate(places):
+        axes.set_visible(place < count)
+        axes.tick_params(labelbottom=True, labelleft=True)
     return figure, places[:count]
 
 

@@ -182,7 +182,7 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def gpu_used_bytes() -> int:
-    """Used memory of the GPU, by all processes. This process has a CUDA context afterwards."""
+def gpu_bytes() -> tuple[int, int]:
+    """Used memory of the GPU, by all processes, and all of it. This process has a CUDA context afterwards."""
     free, total = torch.cuda.mem_get_info()
-    return int(total - free)
+    return int(total - free), int(total)

@@ -47,10 +47,19 @@ class _Process:
     def __init__(self, end: socket.socket, instance: Instance | None) -> None:
         self._end, self._instance = end, instance
         self._image = None if instance is None else images(instance.plan, 1)[0]
+        self._held: list[int] = []
+        self._leash: int | None = None  # held children end when it is closed
 
     def serve(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._release()
+
+    def _serve(self) -> None:
         while True:
             order = wire.receive_order(self._end)
+            self._release()
             try:
                 said = self._did(order)
             except Exception as error:
@@ -61,9 +70,11 @@ class _Process:
         if isinstance(order, wire.Fork):
             return self._forked()
         if isinstance(order, wire.Weigh):
-            from slosched.faasm.inference.network import gpu_used_bytes
+            from slosched.faasm.inference.network import gpu_bytes
 
-            return wire.Weighed(gpu_used_bytes())
+            return wire.Weighed(*gpu_bytes())
+        if isinstance(order, wire.Hold):
+            return self._hold(order.count)
         if isinstance(order, wire.Measure):
             return self._measured(order)
         assert self._instance is not None, "this process has no network"
@@ -84,6 +95,41 @@ class _Process:
             walls.append(now_ns() - began_ns)
             cpus.append(cpu_ns() - cpu)
         return wire.Measured(tuple(walls), tuple(cpus))
+
+    def _hold(self, count: int) -> wire.Held:
+        """Children that share this process's memory as forks do, and have worked."""
+        far, self._leash = os.pipe()
+        told, tell = os.pipe()
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                with contextlib.suppress(BaseException):
+                    os.close(self._leash)
+                    if self._instance is not None and self._image is not None:
+                        self._instance.answer_image(self._image)
+                    os.write(tell, b".")
+                    os.read(far, 1)
+                os._exit(0)
+            self._held.append(pid)
+        os.close(far)
+        os.close(tell)
+        try:
+            seen = 0
+            while seen < count:
+                got = len(os.read(told, count))
+                if not got:
+                    raise OSError("a forked process ended before it had answered")
+                seen += got
+        finally:
+            os.close(told)
+        return wire.Held(tuple(self._held))
+
+    def _release(self) -> None:
+        if self._leash is not None:
+            os.close(self._leash)
+            self._leash = None
+        while self._held:
+            os.waitpid(self._held.pop(), 0)
 
     def _forked(self) -> wire.Measured:
         """A fork of this process, from the wish to the moment at which it can answer."""

@@ -60,7 +60,9 @@ def show_throughput(frame: Frame) -> None:
     panels: dict[str, dict[str, Record]] = {}
     for each in open_:
         if each["fraction"] == middle:
-            panels.setdefault(f"{_load(each)}, {middle:g} of capacity", {})[each["system"]] = each
+            panels.setdefault(f"{_load(each)}, at {middle:g} of its capacity", {})[
+                each["system"]
+            ] = each
     _draw_cdfs(frame, "throughput-cdf", panels, records)
 
 

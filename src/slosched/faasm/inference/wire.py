@@ -40,7 +40,13 @@ class Weigh(msgspec.Struct, frozen=True, tag="weigh"):
     """Say what the process takes on the GPU, which is what all processes take."""
 
 
-Order = Answering | Measure | Fork | Weigh
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """Fork `count` children that answer one picture each, and stay until the next order."""
+
+    count: int
+
+
+Order = Answering | Measure | Fork | Weigh | Hold
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -70,9 +76,14 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
 
 class Weighed(msgspec.Struct, frozen=True, tag="weighed"):
     gpu_used_bytes: int
+    gpu_total_bytes: int
 
 
-Said = Ready | Failed | Answered | Measured | Weighed
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    pids: tuple[int, ...]
+
+
+Said = Ready | Failed | Answered | Measured | Weighed | Held
 
 _orders = msgspec.msgpack.Decoder(Order)
 _said = msgspec.msgpack.Decoder(Said)

@@ -1,0 +1,63 @@
+"""What `slosched exp coldstart` takes. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from msgspec import Meta
+
+from slosched.faasm.inference.choices import DEVICES, NETWORKS, SIZES
+from slosched.field_types import check_types
+from slosched.options import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdstartOptions:
+    """Raises InvalidConfig when it is made with what cannot be."""
+
+    size: Annotated[
+        str,
+        Option(
+            one_of=tuple(SIZES),
+            help="full: MobileNet v1 1.0 224 and pictures of the original's size; small: pictures of 224 x "
+            "224; micro: a tiny network for trials.",
+        ),
+    ] = "full"
+    network: Annotated[
+        str,
+        Option(
+            one_of=NETWORKS,
+            help="timm's mobilenetv1_100, or a module of its own of that plan; auto takes timm where it is "
+            "installed. Weights are random.",
+        ),
+    ] = "auto"
+    device: Annotated[str, Option(one_of=DEVICES, help="Where the network runs.")] = "cpu"
+    repeats: Annotated[
+        int,
+        Meta(ge=0, le=1000),
+        Option(
+            help="Starts on each rung. Default 5 at scale quick, 50 at published; new processes a third of it."
+        ),
+    ] = 0
+    instances: Annotated[
+        int,
+        Meta(ge=0, le=256),
+        Option(
+            help="Instances at a time, whose memory is measured. Default 4 at scale quick, 16 at published."
+        ),
+    ] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1), Option(help="Seed of weights and pictures.")] = 7
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def at_scale(self, scale: str) -> Self:
+        """With what the scale says in place of what was not given."""
+        quick = scale == "quick"
+        return dataclasses.replace(
+            self,
+            repeats=self.repeats or (5 if quick else 50),
+            instances=self.instances or (4 if quick else 16),
+        )
