@@ -18,6 +18,7 @@ from slosched.daemon.backends.base import Backend, Frame
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import Watch
 from slosched.daemon.backends.functions import wire
+from slosched.daemon.backends.functions.demand import spares_of
 from slosched.daemon.backends.functions.devices import GpuWithFunctions, HostDevice
 from slosched.daemon.backends.functions.loaded import LoadedFunction, Root
 from slosched.daemon.backends.functions.runner import Runner
@@ -157,10 +158,14 @@ class FunctionsBackend:
             self._root,
             listed,
             order,
-            spares=self._slots if on_host else 1,
+            spares=self._spares(listed) if on_host else 1,
             clock=self._clock,
             announce=self._note,
         )
+
+    def _spares(self, listed: wire.Listed) -> int:
+        restores = listed.reset == "restore"
+        return spares_of(self._slots, restores=restores, others=len(self._listed))
 
     def _sized(self, spec: str) -> tuple[str, ...]:
         """The specs, but for `spec`, that offer functions with size classes."""

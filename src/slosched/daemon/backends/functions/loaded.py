@@ -1,7 +1,9 @@
 """A function that is loaded on one device: its template, and the processes that wait for calls.
 
-A call never waits for a fork while it finds a process here: one is started for each that is taken. A process
-that ran a call comes back, if its function is reset by "none" and the call left nothing behind.
+A call never waits for a fork while it finds a process here: one is started for each that is taken, and as many
+wait as the last second wanted (demand.py). A process that ran a call comes back, if its function is reset by
+"none" and the call left nothing behind. What remains: calls that each need a new process, and come faster than
+this host can fork, wait for forks once the pool is empty.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from slosched.clock import Clock, anchor_ns
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import Brood, ChildRunner, Watch, start_zygote
 from slosched.daemon.backends.functions import wire
+from slosched.daemon.backends.functions.demand import MOST_MORE, Demand
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: An import and an `init` that take longer hang.
 LOAD_WITHIN_NS = 120 * NS_PER_S
-#: Processes that are kept beyond those that are wanted, and for how long.
-_MORE_SPARES = 16
+#: How often processes that are not wanted any more are ended.
 _TRIM_NS = 5 * NS_PER_S
 #: A template that does not fork or end a process for this time hangs: code that `init` left running holds it.
 _ANSWER_WITHIN_NS = 5 * NS_PER_S
@@ -47,6 +49,7 @@ class CallChild(ChildRunner):
         self.pid = 0
         self.own_bytes = 0  # when it was ready
         self.call = -1  # the key of its call; -1: it has none
+        self.taken = False  # for a call
 
     def took(self, packet: bytes, fds: list[int]) -> None:
         self.mail.append((packet, fds))
@@ -140,6 +143,8 @@ class LoadedFunction:
         self.due_ns = self.since_ns + LOAD_WITHIN_NS
         self.children: dict[CallChild, int] = {}  # with their starts, in order
         self._idle: deque[CallChild] = deque()
+        self._in_use = 0  # processes that calls have
+        self._demand = Demand(restores=listed.reset == "restore")
         self._starting = 0
         self._wanted = 0  # processes that calls wait for, where none are kept
         self._again_ns, self._pause_ns = 0, _FIRST_PAUSE_NS
@@ -177,6 +182,9 @@ class LoadedFunction:
             if not child.ended:
                 taken = child
                 taken.call = call
+                taken.taken = True
+                self._in_use += 1
+                self._demand.took(self._clock(), self._in_use)
                 self._wanted -= int(self.reloads)
         self.fill()
         return taken
@@ -184,13 +192,20 @@ class LoadedFunction:
     def give_back(self, child: CallChild) -> None:
         """The process can take another call."""
         child.call = -1
-        if self.failed or child.ended or len(self._idle) >= self._spares + _MORE_SPARES:
+        self._free(child)
+        if self.failed or child.ended or len(self._idle) >= self._spares + MOST_MORE:
             self.end(child, "it is not needed")
         else:
             self._idle.append(child)
 
+    def _free(self, child: CallChild) -> None:
+        """No call has the process any more."""
+        self._in_use -= int(child.taken)
+        child.taken = False
+
     def end(self, child: CallChild, why: str) -> None:
         """End the process and all that it started."""
+        self._free(child)
         if not child.ended:
             child.kill(why)
             self._killed[child] = self._clock()
@@ -200,7 +215,7 @@ class LoadedFunction:
         if self.failed or self._clock() < self._again_ns:
             return
         if self._order.forks:
-            wanted = self._spares - len(self._idle) - self._starting
+            wanted = self._spares_now - len(self._idle) - self._starting
         elif self.reloads and self.ready:
             wanted = self._wanted - len(self._idle) - self._starting
         else:
@@ -228,6 +243,11 @@ class LoadedFunction:
     def reloads(self) -> bool:
         """Whether each call has a process of its own, which is started for it."""
         return self._order.once
+
+    @property
+    def _spares_now(self) -> int:
+        """The processes that should wait for calls."""
+        return self._demand.spares(self._clock(), self._spares, self._in_use)
 
     @property
     def _lacks_any(self) -> bool:
@@ -292,6 +312,7 @@ class LoadedFunction:
 
     def gone(self, child: CallChild) -> None:
         """The process has ended, or is being ended."""
+        self._free(child)
         if self.children.pop(child, None) is None:
             return
         if child in self._idle:
@@ -326,7 +347,8 @@ class LoadedFunction:
 
     def _trim(self, now_ns: int) -> None:
         """End what is not needed, and what hangs."""
-        if len(self._idle) > self._spares:
+        surplus = len(self._idle) - self._spares_now
+        for _ in range((surplus + 1) // 2):  # some are kept a while: demand comes back
             self.end(self._idle.popleft(), "it is not needed")
         while self._killed:
             child, since_ns = next(iter(self._killed.items()))
