@@ -91,9 +91,9 @@ def _curves(
         ax.axhline(target, color="#8a8a8a", linewidth=1.0, linestyle=":")
         ax.annotate(
             "target",
-            (1.0, target),
+            (0.01 if by_time else 0.99, target),
             xycoords=("axes fraction", "data"),
-            ha="right",
+            ha="left" if by_time else "right",
             va="bottom",
             fontsize=8.5,
             color="#8a8a8a",

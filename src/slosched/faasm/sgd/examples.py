@@ -25,7 +25,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 #: HOGWILD! (NIPS'11) trains on what RCV1-v2 calls its test split and holds out the other, so `full` does, too.
 SIZES = {
-    "micro": Size(train=128, held_out=128),
+    "micro": Size(train=128, held_out=0),  # 128 examples teach nothing general
     "small": Size(train=23_149, held_out=2_315),
     "full": Size(train=781_265, held_out=23_149),
 }

@@ -104,13 +104,16 @@ def loss_of(hinge_sum: float, rows: int) -> float:
 
 def warm_up() -> None:
     """Compile what a step calls, or load it: before the first one is timed, and before processes are forked."""
-    offsets = np.array([0, 1], np.int64)
-    columns, values, labels = np.zeros(1, np.int32), np.ones(1), np.ones(1)
-    data = offsets, columns, values, labels
-    for each in data:
-        each.flags.writeable = False  # as views of the state are
-    counts = np.ones(1, np.int32)
-    counts.flags.writeable = False
-    weights = np.zeros(1)
-    advance(shuffled(1, 0), 0, *data, counts, weights, np.zeros(1, np.int64), RATE, MU, NEVER)
-    hinge(*data, weights)
+    for writable in (
+        True,
+        False,
+    ):  # views of the state are read-only, which is another type to the compiler
+        offsets = np.array([0, 1], np.int64)
+        columns, values, labels = np.zeros(1, np.int32), np.ones(1), np.ones(1)
+        counts = np.ones(1, np.int32)
+        for each in (offsets, columns, values, labels, counts):
+            each.flags.writeable = writable
+        data = offsets, columns, values, labels
+        weights, ledger = np.zeros(1), np.zeros(1, np.int64)
+        advance(shuffled(1, 0), 0, *data, counts, weights, ledger, RATE, MU, NEVER)
+        hinge(*data, weights)

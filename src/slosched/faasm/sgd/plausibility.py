@@ -15,7 +15,7 @@ from slosched.faasm.sgd.examples import Examples
 from slosched.faasm.sgd.measure import judged
 from slosched.units import NS_PER_S
 
-#: Our regularisation has no counterpart, so several of theirs are tried, from weak to strong.
+#: Its regularisation is another one, so several strengths are tried.
 _ALPHAS = (1e-6, 1e-5, 1e-4, 1e-3)
 
 

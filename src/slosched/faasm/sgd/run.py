@@ -7,9 +7,9 @@ calls in warm slots here, its containers processes with copies of all state that
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import slosched.engines
 from slosched.engines.engine import Engine
@@ -17,7 +17,7 @@ from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
 from slosched.faasm.sgd import summary
-from slosched.faasm.sgd.examples import Examples, size_named
+from slosched.faasm.sgd.examples import Examples, Size, size_named
 from slosched.faasm.sgd.kernel import MU, RATE, warm_up
 from slosched.faasm.sgd.measure import lack_of_memory, measured, reached_s
 from slosched.faasm.sgd.options import Options
@@ -25,7 +25,7 @@ from slosched.faasm.sgd.plausibility import by_scikit_learn
 from slosched.faasm.sgd.reference import Curve, sequential
 from slosched.faasm.sgd.svmlight import read_svmlight
 from slosched.faasm.sgd.synthetic import synthetic
-from slosched.faasm.sgd.training import MODES, Training, mode_named
+from slosched.faasm.sgd.training import MODES, NO_INTERVAL, Training, mode_named
 from slosched.functions.state.state import State
 from slosched.functions.state.store import Limits
 from slosched.units import NS_PER_S
@@ -39,6 +39,10 @@ _TARGET_SLACK = 1.01
 #: Beyond the inputs in the global tier: weights, ledger, their drafts.
 _MORE_BYTES = 64 << 20
 _SAMPLE_S = 0.1
+#: Updates are counted in one of this many epochs: the share that is lost does not change over them.
+_COUNTED_PART = 4
+#: What every engine trains first, unrecorded, so that its processes are warm and those that wait are known.
+_WARM_UP = Size(train=256, held_out=0, features=1000)
 
 
 def run(options: Options, frame: Frame) -> None:
@@ -47,6 +51,7 @@ def run(options: Options, frame: Frame) -> None:
     options = options.at_scale(frame.scale)
     data = {size: _examples(options, size) for size in options.size or ("data",)}
     plans = [_Plan(options, frame, size, examples) for size, examples in data.items()]
+    max(plans, key=lambda plan: len(plan.examples.train)).published = True
     frame.expect(sum(plan.cells for plan in plans))
     for plan in plans:
         plan.references()
@@ -85,7 +90,34 @@ def _opened(options: Options, frame: Frame, workers: int, plans: list[_Plan]) ->
         State(frame.new_namespace(options.store), options.store, own=True, limits=limits) as state,
         slosched.engines.open(options.engine, [FUNCTIONS], state=state, **extra) as engine,
     ):
-        yield _Opened(engine, state)
+        opened = _Opened(engine, state)
+        _warm_up(opened, workers)
+        yield opened
+
+
+def _warm_up(opened: _Opened, workers: int) -> None:
+    examples = synthetic(_WARM_UP, 0)
+    training = _training("warm-up", examples, mode="shared", workers=workers, seed=0, epochs=2)
+    truth = sequential(training, examples.train, examples.counts)
+    unbilled = nullcontext(_NoBill())
+    measured(
+        opened.engine,
+        opened.state,
+        training,
+        examples,
+        truth=truth,
+        target=0.0,
+        billed=lambda: unbilled,
+    )
+
+
+class _NoBill:
+    """What is not billed."""
+
+    processes: ClassVar[dict[Any, Any]] = {}
+
+    def record(self) -> dict[str, Any]:
+        return {}
 
 
 class _Plan:
@@ -94,12 +126,18 @@ class _Plan:
     def __init__(self, options: Options, frame: Frame, size: str, examples: Examples) -> None:
         self.options, self.frame, self.size, self.examples = options, frame, size, examples
         self._curves: dict[int, Curve] = {}
+        #: Whether --layout faasm has it: the published folders' names do not say the size.
+        self.published = False
 
     @property
     def cells(self) -> int:
-        configurations = len(self.options.modes) * len(self.options.workers)
-        once = 1 if self.options.count_lost else 0
-        return 1 + self.options.repeats + configurations * (self.options.repeats + once)
+        modes, options = len(self.options.modes), self.options
+        counted = sum(self._counted(each) for each in options.workers)
+        return 1 + options.repeats + modes * (len(options.workers) * options.repeats + counted)
+
+    def _counted(self, workers: int) -> bool:
+        """Whether updates are counted: one worker loses none."""
+        return self.options.count_lost and workers > 1
 
     # ----------------------------------------------------------------------- what it is held to
 
@@ -159,10 +197,12 @@ class _Plan:
         return f"{self.size} {mode} n={workers} seed={seed}{' counting' if counting else ''}"
 
     def missing(self, mode: str, workers: int) -> list[tuple[int, bool]]:
-        """(seed, whether updates are counted) of the cells that are to be made. Only the first seed is counted:
-        counting takes time, so it is a run of its own."""
+        """(seed, whether updates are counted) of the cells that are to be made.
+
+        Counting takes time, so it is a run of its own, with the first seed and a part of the epochs.
+        """
         wanted = [(seed, False) for seed in self.options.seeds]
-        wanted += [(self.options.seed, True)] if self.options.count_lost else []
+        wanted += [(self.options.seed, True)] if self._counted(workers) else []
         frame = self.frame
         return [
             each
@@ -195,7 +235,7 @@ class _Plan:
                 billed=lambda: frame.bill(every_s=_SAMPLE_S, own=options.engine == "local"),
             )
             made = {**self._named(mode, workers, seed, counting), **record}
-            if not counting:
+            if self.published and not counting:
                 made[layout.PUBLISHED] = layout.sgd(
                     _published(mode),
                     workers=workers,
@@ -204,6 +244,9 @@ class _Plan:
                     losses=list(zip(record["epoch_ends_s"], record["losses"], strict=True)),
                 )
             cell.row(made)
+
+    def _epochs(self, counting: bool) -> int:
+        return max(1, self.options.epochs // _COUNTED_PART) if counting else self.options.epochs
 
     def _named(self, mode: str, workers: int, seed: int, counting: bool) -> dict[str, Any]:
         return {
@@ -214,26 +257,49 @@ class _Plan:
             "counting": counting,
             "engine": self.options.engine,
             "interval": self.options.interval,
-            "epochs": self.options.epochs,
+            "epochs": self._epochs(counting),
         }
 
     def _training(self, mode: str, workers: int, seed: int, *, counting: bool) -> Training:
-        rows = self.examples.train
         words = [self.size, mode, str(workers), str(seed), "counted" if counting else "timed"]
-        return Training(
-            id="-".join(words),
+        return _training(
+            "-".join(words),
+            self.examples,
             mode=mode,
             workers=workers,
-            interval=self.options.interval,
             seed=seed,
-            epochs=self.options.epochs,
-            rows=len(rows),
-            features=self.examples.features,
-            nonzeros=rows.nonzeros,
-            rate=RATE,
-            mu=MU,
+            epochs=self._epochs(counting),
+            interval=self.options.interval,
             count_lost=counting,
         )
+
+
+def _training(
+    name: str,
+    examples: Examples,
+    *,
+    mode: str,
+    workers: int,
+    seed: int,
+    epochs: int,
+    interval: int = NO_INTERVAL,
+    count_lost: bool = False,
+) -> Training:
+    """The training of that id, with the published constants."""
+    return Training(
+        id=name,
+        mode=mode,
+        workers=workers,
+        interval=interval,
+        seed=seed,
+        epochs=epochs,
+        rows=len(examples.train),
+        features=examples.features,
+        nonzeros=examples.train.nonzeros,
+        rate=RATE,
+        mu=MU,
+        count_lost=count_lost,
+    )
 
 
 def _examples(options: Options, size: str) -> Examples:

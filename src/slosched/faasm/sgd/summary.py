@@ -170,7 +170,7 @@ def lost_rows(records: list[Record]) -> Iterable[Record]:
                 "arrived": each["updates_arrived"],
                 "lost": each["updates_lost"],
                 "lost_percent": 100 * each["lost_share"],
-                "loss": each["loss"],
+                "epochs": each["epochs"],
             }
 
 
