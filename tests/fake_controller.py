@@ -32,7 +32,7 @@ from slosched.messages import (
     UnloadModelRequest,
     Welcome,
 )
-from slosched.transport.bundles import RequestBundle
+from slosched.transport.bundles import RequestBundle, with_frames
 from slosched.transport.codec import Frame, decode_from_client, encode
 from slosched.transport.sockets import Router
 
@@ -139,9 +139,14 @@ class FakeController:
     def _handle(self, peer: bytes, frames: list[Frame]) -> None:
         message = decode_from_client(frames[0])
         if isinstance(message, RequestBundle):
-            for request in message.requests:
+            if peer not in self.greeted:
+                for request in message.requests:
+                    self.received.append(request)
+                    self._send(peer, Refused(request.request_id, 6, "say hello first"))
+                return
+            for request, its in with_frames(message.requests, message.frames, frames[1:]):
                 self.received.append(request)
-                self._infer(peer, request, [])
+                self._infer(peer, request, its)
             return
         self.received.append(message)
         if isinstance(message, ClientHello):

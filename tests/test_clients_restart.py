@@ -57,7 +57,8 @@ def test_a_killed_controller_costs_its_clients_what_was_in_flight_and_no_more(
                 assert two == models[:2]
                 assert all([(await client.infer(model, slo=1)).ok for model in models])
                 asked = [asyncio.ensure_future(client.infer(models[0], slo=20)) for _ in range(50)]
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # all have begun,
+                await asyncio.sleep(0)  # and left together
                 os.kill(controller.process.pid, signal.SIGKILL)
                 controller.process.wait(10)
                 children.forget(controller)

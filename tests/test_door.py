@@ -29,6 +29,7 @@ from slosched.messages import (
     InferReply,
     InferRequest,
     LoadModelResult,
+    Refused,
     Span,
     StatusReply,
     StatusRequest,
@@ -428,6 +429,61 @@ def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
                 await asyncio.sleep(0.002)
             assert len(kept) == 2 and server.scheduler.door.refused == 4
             assert all(frame == bytes([number]) * 16 for number, frame in kept.items())
+            dealer.close()
+
+    _run(work())
+
+
+def test_inputs_in_a_bundle_stay_with_their_requests_when_some_are_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with _serving(tmp_path) as server:
+            dealer = await _join(server, b"c-6")
+            kept: dict[int, bytes] = {}
+            handle = server.scheduler.handle
+
+            def noted(event: Any, *, now_ns: int) -> None:
+                if isinstance(getattr(event, "message", None), InferRequest):
+                    found = server._values.get(event.input)
+                    kept[event.message.request_id] = bytes(found[0]) if found else b""
+                handle(event, now_ns=now_ns)
+
+            server.scheduler.handle = noted  # type: ignore[method-assign]
+            requests = tuple(
+                InferRequest(
+                    request_id=number, model_id=3, slo_ns=_SLO_NS, shape=(4,), dtype="float32"
+                )
+                for number in range(20, 26)
+            )
+            counts = (1, 0, 1, 1, 0, 1)
+            inputs = [bytes([number]) * 16 for number in (20, 22, 23, 25)]
+            dealer.send([encode(RequestBundle(requests, 10**18, counts)), *inputs])
+            refused = await _next(dealer)
+            assert isinstance(refused, NotTaken) and len(refused.request_ids) == 4
+            assert len(kept) == 2 and not {*kept} & {*refused.request_ids}
+            for number, frame in kept.items():
+                assert frame == (bytes([number]) * 16 if counts[number - 20] else b"")
+            dealer.close()
+
+    _run(work())
+
+
+def test_each_request_of_a_client_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with _serving(tmp_path) as server:
+            server.scheduler.door.limit = NO_LIMIT
+            dealer = Dealer(f"127.0.0.1:{server.port}", identity=b"c-7")
+            while not dealer.send([_flood(10, 5)]):
+                await asyncio.sleep(0.002)
+            answers: list[Any] = []
+            while len(answers) < 2:
+                answers += [decode_for_client(frames[0]) for frames in dealer.receive()]
+                await asyncio.sleep(0.002)
+            ids: list[int] = []
+            for answer in answers:
+                assert isinstance(answer, NotTaken | Refused)
+                assert answer.code == Code.INVALID_REQUEST and "hello" in answer.reason
+                ids += answer.request_ids if isinstance(answer, NotTaken) else (answer.request_id,)
+            assert sorted(ids) == [10, 11, 12, 13, 14]
             dealer.close()
 
     _run(work())

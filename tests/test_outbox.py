@@ -24,7 +24,7 @@ class Wire:
         self.failed: list[tuple[str, object]] = []
         self.outbox: Outbox[str, InferReply] = Outbox(
             self._send,
-            ReplyBundle,
+            lambda replies, counts: ReplyBundle(replies, counts),
             failed=lambda peer, message: self.failed.append((peer, message)),
         )
 

@@ -34,7 +34,7 @@ from slosched.messages import (
     WorkerToController,
     WorkerWelcome,
 )
-from slosched.transport.bundles import ResultBundle
+from slosched.transport.bundles import ResultBundle, with_frames
 from slosched.transport.codec import decode_from_worker, encode
 from slosched.transport.sockets import Dealer
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -273,7 +273,8 @@ class BareController:
                 self.beats.append((received_ns, message))
                 self.send(HeartbeatAck(message.sent_ns, received_ns, now_ns()))
             elif isinstance(message, ResultBundle):
-                self._inbox.extend((result, []) for result in message.results)
+                together = with_frames(message.results, message.frames, frames[1:])
+                self._inbox += [(each, [bytes(frame) for frame in its]) for each, its in together]
             else:
                 self._inbox.append((message, [bytes(frame) for frame in frames[1:]]))
         return self._inbox.pop(0) if self._inbox else None

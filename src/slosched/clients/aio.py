@@ -80,7 +80,7 @@ class AsyncClient(Questions):
     ) -> int:
         """Send an inference and return its request id; the cheap form, without a future.
 
-        With `later` it may wait for `flush`, which sends what has no input as one message.
+        With `later` it waits for `flush`, which sends what has no large input as one message.
 
         `frame` has the inputs' bytes as signature.py lays them out, for a request of `length` where a
         dimension varies; that of a single input is its bytes in C order. It may be sent without a copy: leave
@@ -94,16 +94,15 @@ class AsyncClient(Questions):
         check_model(model)
         check_fields(slo_factor, slo_ns, user_id)
         held, now = model.held, now_ns()
-        bundled = later and frame is None
-        event = Infer(held, slo_ns, slo_factor, user_id, frame is not None, length, bundled)
+        event = Infer(held, slo_ns, slo_factor, user_id, frame is not None, length, later)
         request_id = self._brain.handle(event, now_ns=now)
         if not request_id:
             raise ConnectionLost(self._brain.unready(held), code=Code.CANCELLED)
         self._on_reply[request_id] = on_reply
-        if bundled:
-            return request_id
         if frame is not None:
             self._inputs[request_id] = frame
+        if later:
+            return request_id
         failed = self._step_now(now)
         if request_id in failed:
             raise ConnectionLost(failed[request_id], code=Code.CANCELLED)
@@ -185,6 +184,7 @@ class AsyncClient(Questions):
             user_id=user_id,
             has_input=packed is not None,
             length=length,
+            bundled=True,
             bounded=True,
             waits=True,
             within_ns=0 if timeout_s is None else limit_ns(timeout_s),
@@ -272,7 +272,7 @@ class AsyncClient(Questions):
         self._on_reply[request_id] = on_reply
         self._futures[request_id] = future
         try:
-            self._step(sent_ns)
+            self._step_soon()
             return await future
         finally:
             self._futures.pop(request_id, None)

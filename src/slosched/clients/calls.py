@@ -179,6 +179,7 @@ class Caller:
             user_id=call.user_id,
             has_input=True,
             length=call.size_class,
+            bundled=True,
             bounded=True,
             waits=True,
             within_ns=call.within_ns,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from slosched.clients.arguments import client_name, client_weight, time_limit_s
@@ -41,9 +41,17 @@ from slosched.errors import (
     ProtocolMismatch,
     RequestFailed,
 )
-from slosched.messages import ClientMessage, InferReply, InferRequest, Message, Welcome
-from slosched.transport.bundles import MAX_BUNDLED, NotTaken, ReplyBundle, RequestBundle
-from slosched.transport.codec import Frame, decode_for_client, encode
+from slosched.messages import InferReply, InferRequest, Message, Refused, Welcome
+from slosched.transport.bundles import (
+    MAX_BUNDLED,
+    ForClients,
+    NotTaken,
+    ReplyBundle,
+    RequestBundle,
+    with_frames,
+)
+from slosched.transport.codec import Frame, decode_for_client
+from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import AsyncReader, Dealer
 from slosched.units import NS_PER_S, format_duration
 
@@ -100,6 +108,14 @@ class Session:
         self._failed_now: dict[int, str] | None = None
         # An identity of our own survives a reconnect, so answers still find us.
         self._dealer = Dealer(address, identity=b"c" + incarnation.to_bytes(8, "big"))
+        self._stepping = False  # a step follows soon
+        self._unsent = False  # a message of the effects that are being performed could not be sent
+        self._outbox: Outbox[None, InferRequest] = Outbox(
+            lambda peer, frames: self._dealer.send(frames),
+            lambda requests, counts: RequestBundle(requests, now_ns(), counts),
+            failed=self._send_failed,
+            always=True,  # a bundle says when it was sent
+        )
         self._reader = AsyncReader(self._dealer, self._on_readable)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_ns = 0
@@ -200,6 +216,17 @@ class Session:
             self._armed_ns = wake_ns
             self._timer = self._loop.call_later(max(0, wake_ns - now) / NS_PER_S, self._ring)
 
+    def _step_soon(self) -> None:
+        """Take a step when the tasks that are ready have said what they want: it shares a message."""
+        if not self._stepping:
+            self._stepping = True
+            self._loop.call_soon(self._step_for_all)
+
+    def _step_for_all(self) -> None:
+        self._stepping = False
+        if not self._closed and self._generation == generation():
+            self._step(now_ns())
+
     def _ring(self) -> None:
         self._timer = None
         if not self._closed and self._generation == generation():
@@ -207,40 +234,31 @@ class Session:
 
     def _perform(self, effects: list[Effect]) -> bool:
         """Do what the brain decided. True if a message could not be sent: the brain has more to say."""
-        together: list[InferRequest] = []
-        failed = False
+        outbox, self._unsent = self._outbox, False
         for effect in effects:
             kind = type(effect)
             if kind is InferReply:
                 self._answer(effect)  # type: ignore[arg-type]
-            elif kind is InferRequest and not effect.sent_ns:  # type: ignore[union-attr]
-                together.append(effect)  # type: ignore[arg-type]
-                if len(together) == MAX_BUNDLED:
-                    failed |= self._send_together(together)
-                    together = []
+            elif kind is InferRequest:
+                self._send_request(effect)  # type: ignore[arg-type]
             elif isinstance(effect, Message):
-                failed |= not self._send(effect)  # type: ignore[arg-type]
+                outbox.send(None, effect, [])
             else:
                 self._seldom(effect)
-        if together:
-            failed |= self._send_together(together)
-        return failed
+        outbox.flush()
+        return self._unsent
 
-    def _send(self, message: ClientMessage) -> bool:
-        frame = self._inputs.get(message.request_id) if type(message) is InferRequest else None
-        sent = self._dealer.send([encode(message)] if frame is None else [encode(message), frame])
-        if not sent:
-            self._brain.handle(SendFailed(message), now_ns=now_ns())
-        return sent
+    def _send_request(self, request: InferRequest) -> None:
+        frame = self._inputs.get(request.request_id) if self._inputs else None
+        frames = [] if frame is None else [frame]
+        if request.sent_ns:
+            self._outbox.send(None, request, frames)
+        else:
+            self._outbox.put(None, request, frames)
 
-    def _send_together(self, requests: list[InferRequest]) -> bool:
-        """Send requests without inputs as one message. True if that failed."""
-        sent_ns = now_ns()
-        if self._dealer.send([encode(RequestBundle(tuple(requests), sent_ns))]):
-            return False
-        for request in requests:
-            self._brain.handle(SendFailed(request), now_ns=sent_ns)
-        return True
+    def _send_failed(self, peer: None, message: Any) -> None:
+        self._unsent = True
+        self._brain.handle(SendFailed(message), now_ns=now_ns())
 
     def _answer(self, reply: InferReply) -> None:
         request_id = reply.request_id
@@ -309,21 +327,35 @@ class Session:
         outputs = self._outputs
         for frames in self._dealer.receive():
             try:
-                message = decode_for_client(frames[0])
+                messages = _with_outputs(frames)
             except (MalformedMessage, IndexError):
                 self.malformed += 1
                 continue
-            if type(message) is ReplyBundle:
-                for reply in message.replies:
-                    handle(reply, now_ns=now)
-            elif type(message) is NotTaken:
-                handle(Overloaded(message.request_ids, message.code, message.reason), now_ns=now)
-            else:
-                if type(message) is InferReply and len(frames) > 1:
-                    outputs.setdefault(message.request_id, frames[1])
+            for message, output in messages:
+                if type(message) is NotTaken:
+                    self._not_taken(message, now)
+                    continue
+                if output and type(message) is InferReply:
+                    outputs.setdefault(message.request_id, output[0])
                 handle(message, now_ns=now)  # type: ignore[arg-type]
         self._step(now)
         outputs.clear()
+
+    def _not_taken(self, message: NotTaken, now: int) -> None:
+        ids, code, reason = message.request_ids, message.code, message.reason
+        if code == Code.CONTROLLER_OVERLOADED:
+            self._brain.handle(Overloaded(ids, code, reason), now_ns=now)
+            return
+        for request_id in ids:
+            self._brain.handle(Refused(request_id, code, reason), now_ns=now)
+
+
+def _with_outputs(frames: list[Frame]) -> Sequence[tuple[ForClients, Sequence[Frame]]]:
+    """The messages of the controller's frames, each with its own. Raises MalformedMessage."""
+    message = decode_for_client(frames[0])
+    if type(message) is ReplyBundle:
+        return with_frames(message.replies, message.frames, frames[1:])
+    return [(message, frames[1:])]
 
 
 def _warn(text: str) -> None:

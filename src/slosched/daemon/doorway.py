@@ -24,6 +24,7 @@ from slosched.transport.bundles import (
     FromClients,
     NotTaken,
     RequestBundle,
+    with_frames,
 )
 from slosched.transport.codec import Frame, message_from_client
 from slosched.transport.sockets import JOINS, BadMessages, Router
@@ -131,15 +132,25 @@ class Doorway:
         """To the scheduler, and how many messages that were."""
         handle, now_ns = self._scheduler.handle, self._read_ns
         if isinstance(message, RequestBundle):
-            known = peer in self._scheduler.clients
-            for request in message.requests if known else message.requests[:1]:
-                handle(FromClient(peer, request, None, waited_ns), now_ns=now_ns)
+            asked = with_frames(message.requests, message.frames, frames[1:])
+            if peer not in self._scheduler.clients and asked:
+                self._refuse_unknown(peer, message.requests[1:])
+                asked = asked[:1]
+            for request, inputs in asked:
+                value = self._values.came(inputs[0]) if inputs else None
+                handle(FromClient(peer, request, value, waited_ns), now_ns=now_ns)
             self._taken += len(message.requests)
             return len(message.requests)
         value = self._values.came(frames[1]) if len(frames) > 1 else None
         handle(FromClient(peer, message, value, waited_ns), now_ns=now_ns)
         self._taken += isinstance(message, InferRequest)
         return 1
+
+    def _refuse_unknown(self, peer: bytes, requests: tuple[InferRequest, ...]) -> None:
+        """Refuse these as the scheduler refuses the first of their bundle, in one message."""
+        if requests:
+            ids = tuple([request.request_id for request in requests])
+            self._answer(peer, NotTaken(ids, int(Code.INVALID_REQUEST), "say hello first"))
 
     # ----------------------------------------------------------------------- behind: take some
 
@@ -185,12 +196,10 @@ class Doorway:
             if all(marks) or peer not in self._scheduler.clients:
                 taken.append((peer, message, frames))
                 continue
-            kept: list[InferRequest] = []
             others = refused.setdefault(peer, [])
-            for request, mark in zip(requests, marks, strict=True):
-                (kept if mark else others).append(request)
-            if kept and isinstance(message, RequestBundle):
-                taken.append((peer, RequestBundle(tuple(kept), message.sent_ns), frames))
+            others += [each for each, mark in zip(requests, marks, strict=True) if not mark]
+            if any(marks) and isinstance(message, RequestBundle):
+                taken.append((peer, *_some_of(message, frames, marks)))
         for peer, others in refused.items():
             client = self._scheduler.clients[peer]
             self._tell(client, self._door.refuse(client, others))
@@ -202,6 +211,18 @@ class Doorway:
         for first in range(0, len(refused), MAX_REFUSED):
             ids = tuple(refused[first : first + MAX_REFUSED])
             self._answer(client.identity, NotTaken(ids, code, REASON))
+
+
+def _some_of(
+    bundle: RequestBundle, frames: list[Frame], marks: list[bool]
+) -> tuple[RequestBundle, list[Frame]]:
+    """A bundle of the marked requests of `bundle`, and the frames of such a message."""
+    asked = with_frames(bundle.requests, bundle.frames, frames[1:])
+    kept = [each for each, mark in zip(asked, marks, strict=True) if mark]
+    inputs = [frame for _, its in kept for frame in its]
+    counts = tuple([len(its) for _, its in kept]) if inputs else ()
+    some = RequestBundle(tuple([request for request, _ in kept]), bundle.sent_ns, counts)
+    return some, [frames[0], *inputs]
 
 
 def _requests(message: FromClients) -> tuple[InferRequest, ...]:

@@ -1,7 +1,7 @@
 """Carries out the scheduler's effects: sends to clients and workers, keeps tensors, writes log rows.
 
 Nothing else sends to a peer or writes a row. What one peer is sent in a step leaves when the step's effects are
-performed, as one message where it has no frames (transport/outbox.py). A send that fails becomes a fact for
+performed, as one message where its frames are small (transport/outbox.py). A send that fails becomes a fact for
 the next step, in `backlog`; the performer never calls the scheduler.
 """
 
@@ -126,11 +126,11 @@ class Performer:
             self._to_clients.send(client, message, [])
 
     def _to_client(self, effect: ToClient) -> None:
-        frames = self._values.get(effect.output)
-        if frames:
-            self._to_clients.send(effect.client, effect.message, frames)
+        message = effect.message
+        if type(message) is InferReply:
+            self._to_clients.put(effect.client, message, self._values.get(effect.output))
         else:
-            self.tell_client(effect.client, effect.message)
+            self.tell_client(effect.client, message)
 
     def _to_worker(self, effect: ToWorker) -> None:
         message, worker_id = effect.message, effect.worker_id
@@ -139,10 +139,10 @@ class Performer:
             frames = self._values.inputs(effect.inputs, message.input_sizes)
         elif effect.inputs:  # of a Call, or of a ChildReply
             frames = self._values.get(effect.inputs[0])
-        if frames or isinstance(message, ControllerHello | HeartbeatAck):
+        if isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
         else:
-            self._to_workers.put(worker_id, message)
+            self._to_workers.put(worker_id, message, frames)
 
     def _send_long(self, client: bytes, message: ForClients, encoded: bytes) -> None:
         self._to_clients.send(client, message, [], encoded)

@@ -25,7 +25,7 @@ from slosched.daemon.performer import Performer
 from slosched.daemon.run_log import Announce
 from slosched.errors import MalformedMessage, SloschedError
 from slosched.messages import WorkerToController
-from slosched.transport.bundles import FromWorkers, ResultBundle
+from slosched.transport.bundles import ResultBundle, with_frames
 from slosched.transport.codec import Frame, decode_from_worker
 from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router
 
@@ -239,28 +239,27 @@ class Steps:
             for frames in dealer.receive():
                 self._due = True
                 try:
-                    message = _from_worker(frames)
+                    messages = _from_worker(frames)
                 except MalformedMessage as error:
                     self._bad.note(dealer.address.encode(), f"worker {dealer.address}: {error}")
                     continue
-                outputs = tuple([self._values.came(frame) for frame in frames[1:]])
-                now_ns = clock.now_ns()
-                messages: tuple[WorkerToController, ...] = (
-                    message.results if isinstance(message, ResultBundle) else (message,)
-                )
+                now_ns, came = clock.now_ns(), self._values.came
                 self._heard += len(messages)
-                for each in messages:
+                for each, its in messages:
+                    outputs = tuple([came(frame) for frame in its])
                     self._scheduler.handle(FromWorker(worker_id, each, outputs), now_ns=now_ns)
             if dealer.unread:
                 self._performer.dealers_touched.add(worker_id)
         self._workers_wait.clear()
 
 
-def _from_worker(frames: Sequence[Frame]) -> FromWorkers:
-    """The message of a worker's frames. Raises MalformedMessage if they hold none."""
+def _from_worker(
+    frames: Sequence[Frame],
+) -> Sequence[tuple[WorkerToController, Sequence[Frame]]]:
+    """The messages of a worker's frames, each with its own. Raises MalformedMessage if they hold none."""
     if not frames:
         raise MalformedMessage("an empty message")
     message = decode_from_worker(frames[0])
-    if len(frames) > 1 and isinstance(message, ResultBundle):
-        raise MalformedMessage("a bundle with a frame behind it")
-    return message
+    if isinstance(message, ResultBundle):
+        return with_frames(message.results, message.frames, frames[1:])
+    return [(message, frames[1:])]

@@ -19,10 +19,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from slosched.addresses import bracketed, parse_bind
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
+from slosched.codes import ActionType
 from slosched.config import WorkerConfig
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.interface import (
@@ -50,13 +51,16 @@ from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnr
 from slosched.messages import (
     Call,
     CallNews,
+    CallResult,
     ChildReply,
     ChildRequest,
+    ControllerToWorker,
+    ErrorResult,
     GpuStats,
     Result,
     SessionMessage,
 )
-from slosched.transport.bundles import ActionBundle, ResultBundle
+from slosched.transport.bundles import ActionBundle, ForWorkers, ResultBundle, with_frames
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import BadMessages, Router, finish_sending
@@ -73,6 +77,7 @@ _END_CALLS_NS = 500 * NS_PER_MS
 _REFUSE_NS = 100 * NS_PER_MS
 _LINGER_MS = 500
 _UNREAD = NoBlackbox()
+_OF_CALLS = (CallResult, *get_args(CallNews))
 
 
 class WorkerServer:
@@ -357,34 +362,30 @@ class WorkerServer:
                 raise MalformedMessage(
                     f"a message of {total_bytes(frames)} bytes; {MAX_MESSAGE_BYTES} are allowed"
                 )
-            message = decode_for_worker(frames[0])
-            tensors = frames[1:]
-            if tensors and not (takes_inputs(message) or isinstance(message, ChildReply)):
-                raise MalformedMessage(
-                    f"{type(message).__name__} with {len(tensors)} frame(s) behind it"
-                )
+            messages = _with_inputs(decode_for_worker(frames[0]), frames[1:])
         except MalformedMessage as error:
             self._brain.note_bad_message()
             self._bad.note(peer, str(error))
             return False
-        if isinstance(message, ActionBundle):
-            for action in message.actions:
-                self._backend.glance()
-                found = self._stepper.handle(FromController(peer, action, ()), now_ns=now)
-                if found is not None and isinstance(action, ChildReply):
-                    self._deliver(found, action, [])  # an answer without bytes
-            return True
-        sizes = tuple(len(frame) for frame in tensors)
+        for message, tensors in messages:
+            self._backend.glance()
+            self._take(peer, message, tensors, now)
+        return True
+
+    def _take(
+        self, peer: bytes, message: ControllerToWorker, tensors: list[Frame], now: int
+    ) -> None:
+        """Give one message to the brain, and keep its frames if the brain wants them."""
+        sizes = tuple([len(frame) for frame in tensors])
         key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now)
         if key is None:
-            return True
+            return
         if isinstance(message, ChildReply):
             self._deliver(key, message, tensors)
         elif tensors and isinstance(message, Call) and self._calls is not None:
             self._calls.keep(key, tensors)
         elif tensors:
             self._backend.keep_inputs(key, tensors)
-        return True
 
     def _deliver(self, key: int, message: ChildReply, frames: list[Frame]) -> None:
         """Before the brain lets the call go on, which it does in the step that follows."""
@@ -404,10 +405,8 @@ class WorkerServer:
                 sizes = getattr(message, "output_sizes", ())
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             self._backend.glance()
-            # A real device's results go out at once: its next operation may take longer than a send.
-            bundled = not frames and not self._backend.exact
-            if bundled and isinstance(message, SessionMessage):
-                self._outbox.put(effect.peer, message)
+            if isinstance(message, SessionMessage) and self._may_gather(message):
+                self._outbox.put(effect.peer, message, frames)
             else:
                 self._outbox.send(effect.peer, message, frames)
         elif isinstance(effect, DropInputs):
@@ -424,10 +423,34 @@ class WorkerServer:
         elif isinstance(effect, Note):
             self._announce(effect.text)
 
+    def _may_gather(self, message: SessionMessage) -> bool:
+        """Whether a result may wait until the turn of the loop ends.
+
+        A real device's go out at once: its next operation may take longer than a send.
+        """
+        if isinstance(message, ErrorResult):
+            return self._backend.exact or message.action_type == ActionType.CALL
+        return self._backend.exact or isinstance(message, _OF_CALLS)
+
     def _model_prepared(self, event: ModelPrepared) -> None:
         """Called in the thread that prepared the model; the loop continues with it."""
         self._prepared.append(event)
         self._bell.ring()
+
+
+def _with_inputs(
+    message: ForWorkers, frames: list[Frame]
+) -> list[tuple[ControllerToWorker, list[Frame]]]:
+    """Each message with its own frames. Raises MalformedMessage if they do not belong to it."""
+    messages: list[tuple[ControllerToWorker, list[Frame]]]
+    if isinstance(message, ActionBundle):
+        messages = [*with_frames(message.actions, message.frames, frames)]
+    else:
+        messages = [(message, frames)]
+    for each, its in messages if frames else ():
+        if its and not takes_inputs(each):
+            raise MalformedMessage(f"{type(each).__name__} with {len(its)} frame(s) behind it")
+    return messages
 
 
 class _Bell:

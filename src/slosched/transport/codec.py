@@ -16,7 +16,15 @@ from slosched.messages import (
     Message,
     StatusReply,
 )
-from slosched.transport.bundles import AtTheDoor, ForClients, ForWorkers, FromWorkers
+from slosched.transport.bundles import (
+    MAX_BUNDLED,
+    AtTheDoor,
+    ForClients,
+    ForWorkers,
+    FromWorkers,
+    RequestBundle,
+    with_frames,
+)
 
 Frame = bytes | memoryview
 
@@ -106,17 +114,30 @@ decode_membership = cast(
 
 
 def message_from_client(frames: list[Frame]) -> AtTheDoor:
-    """The message of a client's frames. Raises MalformedMessage if it is none that is taken."""
+    """The message of a client's frames. Raises MalformedMessage if it is none that is taken.
+
+    Each request of a bundle has one frame behind it at most, as a request alone.
+    """
     if len(frames) == 1 and len(frames[0]) <= MAX_MESSAGE_BYTES:
-        return decode_from_client(frames[0])
+        message = decode_from_client(frames[0])
+        if isinstance(message, RequestBundle) and message.frames:
+            with_frames(message.requests, message.frames, ())
+        return message
     if not frames:
         raise MalformedMessage("an empty message")
-    if total_bytes(frames) > MAX_MESSAGE_BYTES or len(frames) > 2:
+    if total_bytes(frames) > MAX_MESSAGE_BYTES or len(frames) > 1 + MAX_BUNDLED:
         raise MalformedMessage(
-            f"{total_bytes(frames)} bytes in {len(frames)} frames; at most "
-            f"{MAX_MESSAGE_BYTES} bytes in two frames are taken"
+            f"{total_bytes(frames)} bytes in {len(frames)} frames; at most {MAX_MESSAGE_BYTES} bytes are "
+            f"taken, in two frames, or as a bundle in {1 + MAX_BUNDLED}"
         )
     message = decode_from_client(frames[0])
+    if isinstance(message, RequestBundle):
+        if any(count > 1 for count in message.frames):
+            raise MalformedMessage("a bundle with a request that has more than one frame")
+        with_frames(message.requests, message.frames, frames[1:])
+        return message
+    if len(frames) > 2:
+        raise MalformedMessage(f"{type(message).__name__} in {len(frames)} frames")
     if not isinstance(message, InferRequest):
         raise MalformedMessage(f"{type(message).__name__} with a frame behind it")
     return message
