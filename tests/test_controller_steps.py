@@ -12,13 +12,17 @@ import pytest
 import uvloop
 
 from slosched import clock
+from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
+from slosched.core.scheduler.interface import Effect, ToClient
+from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Instance, ModelState
 from slosched.daemon.controller import ControllerServer
 from slosched.daemon.steps import Steps
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
+    InferReply,
     ListModelsRequest,
     LoadModelResult,
     Refused,
@@ -161,3 +165,32 @@ def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_p
             assert replies[0].request_id == 7, "the short one overtakes them"
 
     _run(ask())
+
+
+def test_clients_have_time_to_read_the_last_answers_of_a_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that the controller closes loses what its client has not read yet."""
+    answered = asyncio.Event()
+    looks = iter([False])
+    last = InferReply(7, Code.SHUTTING_DOWN, "the controller is shutting down", -1, 0, 0, False)
+
+    def abandon(scheduler: Scheduler, *, now_ns: int) -> list[Effect]:
+        answered.set()
+        return [ToClient(b"c-test", last)]
+
+    monkeypatch.setattr(Scheduler, "abandon", abandon)
+    monkeypatch.setattr(Scheduler, "idle", property(lambda scheduler: next(looks, True)))
+
+    async def work() -> None:
+        async with _serving(tmp_path) as (server, dealer):
+            await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
+            assert isinstance(await _answer(dealer), Welcome)
+            running = asyncio.ensure_future(server.run())
+            server.stop()
+            await answered.wait()
+            await asyncio.sleep(0.1)
+            assert await asyncio.wait_for(_answer(dealer), 2) == last
+            await running
+
+    _run(work())

@@ -50,7 +50,7 @@ from slosched.transport.sockets import (
     finish_sending,
     use_io_threads,
 )
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
 _DRAIN_WITHIN_S = 5.0
@@ -230,6 +230,7 @@ class ControllerServer:
                 self._announce(line)
 
     async def _drain(self) -> None:
+        owes_answers = not self.scheduler.idle
         self._steps.take(Drain())
         deadline_ns = clock.now_ns() + int(_DRAIN_WITHIN_S * NS_PER_S)
         while not self.scheduler.idle and clock.now_ns() < deadline_ns and self._stop_requests < 2:
@@ -240,6 +241,14 @@ class ControllerServer:
             await asyncio.sleep(0)  # a slice of the answers at a time, and other work in between
             again = self.scheduler.slicing
         await self._performer.long_replies.finish(within_s=_LONG_REPLIES_WITHIN_S)
+        if owes_answers:
+            await self._until_read()
+
+    async def _until_read(self) -> None:
+        """Leave clients time to read the last answers: a connection that is closed loses those unread."""
+        deadline_ns = clock.now_ns() + _LAST_ANSWERS_MS * NS_PER_MS
+        while clock.now_ns() < deadline_ns and self._stop_requests < 2:
+            await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """Close sockets, timer and files. Idempotent."""
