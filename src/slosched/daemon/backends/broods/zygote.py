@@ -163,11 +163,17 @@ class Zygote:
         return True
 
     def _spawn(self, number: int, fd: int) -> None:
-        output, far = os.pipe2(os.O_CLOEXEC)
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         parent = os.getpid()
-        pid = os.fork()
+        pipe: tuple[int, ...] = ()
+        try:
+            output, far = pipe = os.pipe2(os.O_CLOEXEC)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            pid = os.fork()
+        except OSError as error:  # the host is out of processes or descriptors: the others go on
+            packets.close_all(pipe)
+            self._tell(packets.Ended(number, f"it could not be started: {error}"))
+            return
         if pid == 0:
             code = 70
             try:
@@ -276,6 +282,9 @@ def _run(serve: Serve, end: socket.socket) -> int:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         if exit.code is not None and not isinstance(exit.code, int):
             sys.stderr.write(f"{exit.code}\n")
+    except KeyboardInterrupt:  # of its own: Ctrl-C does not reach this session
+        sys.stderr.write("KeyboardInterrupt\n")
+        code = 128 + signal.SIGINT
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
