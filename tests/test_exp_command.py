@@ -147,6 +147,7 @@ def test_a_run_prints_its_tables_and_writes_its_page() -> None:
     printed = json.loads(invoke("report", "out", "--json").stdout)
     assert printed == {
         "directory": "out",
+        "replaced": REPLACED,
         "tables": {"values": [{"workers": 1, "value": 10}, {"workers": 3, "value": 30}]},
     }
     document = invoke("made", "--workers", "1", "--out", "other", "--json")

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from slosched.errors import InvalidConfig, OutputExists, SloschedError
 from slosched.faasm import layout
 from slosched.faasm.billing import Bill, Billing, host_log_name
 from slosched.faasm.billing_host import Host, log_lines, read_log, summary_text
-from slosched.faasm.frame_processes import Tree, below, memory_of, read_process
+from slosched.faasm.frame_processes import Process, Tree, below, memory_of, read_process
+from slosched.faasm.names import REPLACED
 from slosched.faasm.pull import pull_results
 
 _MB = 1_000_000
@@ -163,22 +164,28 @@ def test_a_billing_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert [*tmp_path.iterdir()] == []
 
 
+def identities(processes: Iterable[Process]) -> list[tuple[int, int]]:
+    return [each.identity for each in processes]
+
+
+@pytest.mark.processes
 def test_a_tree_finds_new_processes_and_those_below_new_roots() -> None:
     tree = Tree()
-    before = tree.look([os.getpid()])
-    assert before == below([os.getpid()])
+    before = identities(tree.look([os.getpid()]))
+    assert before == identities(below([os.getpid()]))
     program = (
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'input()'], "
         "stdin=subprocess.PIPE); print('ready', flush=True); sys.stdin.read(); child.kill(); child.wait()"
     )
     with process(program) as parent:
-        found = [each for each in tree.look([os.getpid()]) if each not in before]
+        found = [each for each in tree.look([os.getpid()]) if each.identity not in before]
         assert [each.parent for each in found] == [os.getpid(), parent.pid]
-        assert tree.look([2**22 + 1]) == found  # a tree forgets none that lives
+        # A tree forgets none that lives, also when it is asked for what is below others.
+        assert identities(tree.look([2**22 + 1])) == [*before, *identities(found)]
         other = Tree()
         assert other.look([2**22 + 1]) == []
-        assert [each.pid for each in other.look([parent.pid])] == [found[1].pid]
-    assert tree.look([os.getpid()]) == before
+        assert identities(other.look([parent.pid])) == [found[1].identity]
+    assert identities(tree.look([os.getpid()])) == before
 
 
 def test_processes_are_read_by_their_identity() -> None:
@@ -282,7 +289,7 @@ def test_sgd_has_the_published_names(tmp_path: Path) -> None:
     assert found["NODE_0_SGD_LOSS.log"] == "0.0000 0.9100\n1.2500 0.5000\n"
     assert found[f"billing/results/{host_log_name()}"].startswith("1.00 NET_SENT_MB 5\n")
     assert found["billing_summary.txt"].startswith("WORKERS 10\nNET_SENT_MB 1\n")
-    assert len(found) == 4
+    assert found["REPLACED.txt"] == f"{REPLACED}\n" and len(found) == 5
 
 
 def test_matrices_and_inference_have_the_published_names(tmp_path: Path) -> None:
@@ -305,7 +312,11 @@ def test_matrices_and_inference_have_the_published_names(tmp_path: Path) -> None
         "python_mat_mul/SYSTEM_FAASM_MATRIX_100_SPLITS_2_WORKERS_4_logs",
         "tf_image/SYSTEM_SUM-DELTA_COLD_5_THREADS_1_CONNS_1_DELAY_5_logs",
     ]
-    assert files_of(folders[0]) == {"NODE_0_MAT_MUL.log": "SUCCESS", "RUN_TIME.log": "1000.0ms"}
+    assert files_of(folders[0]) == {
+        "NODE_0_MAT_MUL.log": "SUCCESS",
+        "REPLACED.txt": f"{REPLACED}\n",
+        "RUN_TIME.log": "1000.0ms",
+    }
     latency = files_of(folders[1])["latency.txt"]
     lines = dict(line.split("=") for line in latency.splitlines())
     assert [*lines] == [

@@ -23,8 +23,8 @@ KEY, RECORDS = "key", "records"
 Record = dict[str, Any]
 
 
-def append_cell(path: Path, key: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append the records of the cell `key`, which are at least one.
+def append_cell(path: Path, key: str, records: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Append the records of the cell `key`, which are at least one; return them as `read_results` would.
 
     Raises InvalidConfig if a record cannot be written as JSON or uses a field of the frame, OutOfResources on a
     full disk.
@@ -49,6 +49,9 @@ def append_cell(path: Path, key: str, records: Sequence[Mapping[str, Any]]) -> N
             os.fsync(file.fileno())
     except OSError as error:
         raise write_error(f"cannot write {path}: {error.strerror}", error) from error
+    written: list[Record] = [msgspec.json.decode(line) for line in lines]
+    written[-1].pop(RECORDS)
+    return written
 
 
 def read_results(path: Path) -> dict[str, list[Record]]:

@@ -17,6 +17,7 @@ from typing import Any
 from slosched.errors import InvalidConfig
 from slosched.faasm.billing import HOST_SUFFIX, host_log_name
 from slosched.faasm.billing_host import summary_text
+from slosched.faasm.names import REPLACED
 from slosched.output_files import make_folder, write_file
 from slosched.units import NS_PER_MS
 
@@ -25,6 +26,8 @@ PUBLISHED = "published"
 #: What the two published systems are called.
 WARM, NATIVE = "FAASM", "NATIVE"
 RUN_TIME, LATENCY, BILLING_SUMMARY = "RUN_TIME.log", "latency.txt", "billing_summary.txt"
+#: A file that the original does not have: what is replaced here.
+NOTE = "REPLACED.txt"
 SGD_OUTPUT, MATRICES_OUTPUT, INFERENCE_OUTPUT = (
     "NODE_0_SGD_LOSS.log",
     "NODE_0_MAT_MUL.log",
@@ -118,6 +121,7 @@ def _write(folder: Path, records: Sequence[Mapping[str, Any]], run: Path) -> Pat
     make_folder(folder)
     total_ns = sum(int(each[PUBLISHED]["run_ns"]) for each in records)
     write_file(folder / RUN_TIME, f"{total_ns / NS_PER_MS}ms".encode())
+    write_file(folder / NOTE, f"{REPLACED}\n".encode())
     for name, text in last["files"].items():
         write_file(folder / name, str(text).encode())
     log = run / "billing" / f"{records[-1].get('billing', '')}{HOST_SUFFIX}"
