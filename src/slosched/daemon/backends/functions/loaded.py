@@ -134,6 +134,7 @@ class LoadedFunction:
         self._root, self.listed, self._order = root, listed, order
         self.name = listed.name
         self._spares, self._clock, self._announce = spares, clock, announce
+        self._most_starting = spares // 2 + 1
         self.model_ids: set[int] = set()
         self.loaded: wire.Loaded | None = None
         self.ready = False  # calls can begin
@@ -215,7 +216,8 @@ class LoadedFunction:
         if self.failed or self._clock() < self._again_ns:
             return
         if self._order.forks:
-            wanted = self._spares_now - len(self._idle) - self._starting
+            # Many that start at once are all ready late.
+            wanted = min(self._spares_now - len(self._idle), self._most_starting) - self._starting
         elif self.reloads and self.ready:
             wanted = self._wanted - len(self._idle) - self._starting
         else:
