@@ -67,7 +67,7 @@ class Options:
     data: Annotated[
         str,
         Option(
-            help="A file of examples in svmlight's format in place of synthetic ones.",
+            help="A file of examples in svmlight's format in place of synthetic ones, which are the default.",
             metavar="PATH",
         ),
     ] = ""
