@@ -1,46 +1,60 @@
 """Figures of `slosched exp matrices`: duration against size and against splits, and what moved against size.
 
-Each draws `path`.png and .pdf. Series are by title: places on the x axis, and what was measured at each.
+Each draws `path`.png and .pdf. Series are by title: places on the x axis, and what was measured there. `order`
+has all titles, so that a system looks the same in every figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from slosched.analysis.style import COLOURS, INK, MARKERS, PALE, Figure, look, save
+from slosched.analysis.style import COLOURS, MARKERS, PALE, Figure, look, save
 
 #: Values of each repeat at a place on the x axis.
 Points = Sequence[tuple[int, Sequence[float]]]
-_EMULATED = "hosts and instances are emulated on one machine"
+_CALLS = (1, 9, 73, 585)
 
 
-def draw_durations(series: Mapping[str, Points], path: Path, *, calls: int) -> list[Path]:
+@dataclass(frozen=True)
+class Moved:
+    """What calls moved at a size: MB in all, and the part of what they read that was pulled."""
+
+    size: int
+    megabytes: float
+    pulled: float
+
+
+def draw_durations(
+    series: Mapping[str, Points], path: Path, *, calls: int, order: Sequence[str]
+) -> list[Path]:
     """Milliseconds against the rows of the matrices: medians, and bars from the least to the most."""
     with look():
         figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         axes = figure.subplots()
-        _lines(axes, series, list(series))
+        _lines(axes, series, order)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _size_ticks(axes, series)
-        axes.set_xlabel("rows of the matrices")
+        _size_ticks(axes, sorted({x for points in series.values() for x, _ in points}))
         axes.set_ylabel("ms")
         axes.set_title(f"A @ B by {calls} calls and by one process")
         _legend(figure, axes)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
 
 
-def draw_splits(series: Mapping[str, Points], path: Path, *, size: int) -> list[Path]:
+def draw_splits(
+    series: Mapping[str, Points], path: Path, *, size: int, order: Sequence[str]
+) -> list[Path]:
     """Milliseconds against splits, at one size."""
     with look():
         figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         axes = figure.subplots()
-        _lines(axes, series, list(series))
+        _lines(axes, series, order)
         axes.set_yscale("log")
-        axes.set_xticks(range(4), [f"{n}\n{calls}" for n, calls in enumerate((1, 9, 73, 585))])
+        axes.set_xticks(range(len(_CALLS)), [f"{n}\n{calls}" for n, calls in enumerate(_CALLS)])
         axes.set_xlabel("splits, and calls")
         axes.set_ylabel("ms")
         axes.set_title(f"What dividing costs, {size:,} rows")
@@ -49,40 +63,46 @@ def draw_splits(series: Mapping[str, Points], path: Path, *, size: int) -> list[
 
 
 def draw_bytes(
-    series: Mapping[str, Sequence[tuple[int, float]]],
+    series: Mapping[str, Sequence[Moved]],
     path: Path,
     *,
     most: Sequence[tuple[int, float]],
     none: Sequence[str],
     order: Sequence[str],
 ) -> list[Path]:
-    """MB between calls and the global tier against size.
+    """Left: MB between calls and the global tier against size. Right: the part of what is read that was pulled.
 
-    `most` is all that calls read and write; the systems of `none` moved nothing. `order` has the titles in the
-    order of their colours in the other figures.
+    `most` is all that calls read and write; the systems of `none` moved nothing.
     """
     with look():
-        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(
-            *zip(*most, strict=True),
-            color=PALE,
-            linestyle="--",
-            label="all that calls read and write",
-        )
-        points = {title: [(x, [y]) for x, y in values] for title, values in series.items()}
-        _lines(axes, points, order)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        _size_ticks(axes, {"most": [(x, [y]) for x, y in most]})
-        axes.set_xlabel("rows of the matrices")
-        axes.set_ylabel("MB")
-        axes.set_title("What moves between calls and the store")
-        _legend(figure, axes)
+        figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        label = "all that calls read and write"
+        left.plot(*zip(*most, strict=True), color=PALE, linestyle="--", label=label)
+        megabytes = {
+            title: [(each.size, [each.megabytes]) for each in found]
+            for title, found in series.items()
+        }
+        pulled = {
+            title: [(each.size, [each.pulled]) for each in found] for title, found in series.items()
+        }
+        _lines(left, megabytes, order)
+        _lines(right, pulled, order)
+        for axes in (left, right):
+            axes.set_xscale("log")
+            _size_ticks(axes, [size for size, _ in most])
+        left.set_yscale("log")
+        left.set_ylabel("MB moved")
+        left.set_title("Between calls and the store")
+        right.set_ylim(0, 1.05)
+        right.set_ylabel("pulled, of all that is read")
+        right.set_title("What was not there already")
         if none:
-            text = f"nothing moves: {', '.join(none)}\n{_EMULATED}"
-            style = {"ha": "right", "va": "bottom", "fontsize": 8, "color": INK}
-            axes.text(0.99, 0.02, text, transform=axes.transAxes, **style)
+            text = (
+                f"nothing moves: {'; '.join(none)}\nhosts and instances are emulated on one machine"
+            )
+            figure.supxlabel(text, fontsize=8)
+        _legend(figure, left)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
 
 
@@ -105,10 +125,16 @@ def _lines(axes: Any, series: Mapping[str, Points], order: Sequence[str]) -> Non
         )
 
 
-def _size_ticks(axes: Any, series: Mapping[str, Points]) -> None:
-    sizes = sorted({x for points in series.values() for x, _ in points})
-    axes.set_xticks(sizes, [f"{each:,}" for each in sizes])
+def _size_ticks(axes: Any, sizes: Sequence[int]) -> None:
+    shown = [size for n, size in enumerate(sizes) if not n or n == len(sizes) - 1 or _far(sizes, n)]
+    axes.set_xticks(shown, [f"{each:,}" for each in shown])
     axes.set_xticks([], minor=True)
+    axes.set_xlabel("rows of the matrices")
+
+
+def _far(sizes: Sequence[int], place: int) -> bool:
+    """Whether the label of that size has room beside those of its neighbours on a log scale."""
+    return sizes[place] >= 1.5 * sizes[place - 1] and sizes[-1] >= 1.5 * sizes[place]
 
 
 def _legend(figure: Any, axes: Any) -> None:

@@ -13,6 +13,7 @@ from slosched.faasm.matrices.systems import System
 from slosched.units import NS_PER_MS
 
 Record = dict[str, Any]
+Points = list[tuple[int, list[float]]]
 #: The paper has 2 splits: 64 multiplications and 9 merges.
 PAPER_SPLITS = 2
 #: A @ B in one process.
@@ -307,51 +308,37 @@ def draw(frame: Frame, cells: Cells, systems: Sequence[System]) -> None:
     except MissingPackage as error:
         frame.say(f"no figures: {error}")
         return
-    titles = {each.name: each.title for each in systems}
-    took: dict[str, list[tuple[int, list[float]]]] = {}
-    bytes_moved: dict[str, list[tuple[int, float]]] = {}
+    order = [each.title for each in systems]
+    took: dict[str, Points] = {}
+    by_splits: dict[str, Points] = {}
+    moving: dict[str, list[faasm_matrices.Moved]] = {}
     shared = []
+    largest = max(size for _, size, _ in cells)
     for cell in cells.values():
-        name = cell.system.name
-        if cell.splits != (0 if name in SINGLE else shown):
-            continue
+        title, single = cell.system.title, cell.system.name in SINGLE
         times = [each["took_ns"] / NS_PER_MS for each in cell.records]
-        took.setdefault(titles[name], []).append((cell.size, times))
+        if cell.size == largest:
+            at = splits if single else [cell.splits]
+            by_splits.setdefault(title, []).extend((each, times) for each in at)
+        if cell.splits != (0 if single else shown):
+            continue
+        took.setdefault(title, []).append((cell.size, times))
         if cell.moved_bytes:
-            bytes_moved.setdefault(titles[name], []).append((cell.size, cell.moved_bytes / 1e6))
-        elif cell.system.calls and titles[name] not in shared:
-            shared.append(titles[name])
+            pulled = cell.middle("pulled_bytes") / cell.middle("read_bytes")
+            point = faasm_matrices.Moved(cell.size, cell.moved_bytes / 1e6, pulled)
+            moving.setdefault(title, []).append(point)
+        elif cell.system.calls and title not in shared:
+            shared.append(title)
     sizes = sorted({cell.size for cell in cells.values()})
     most = [(size, blocks.travelling_bytes(size, shown) / 1e6) for size in sizes]
-    order = [title for title in titles.values() if title in took]
     faasm_matrices.draw_durations(
-        {title: took[title] for title in order},
-        frame.figure("matrices-duration"),
-        calls=blocks.calls(shown),
+        took, frame.figure("matrices-duration"), calls=blocks.calls(shown), order=order
     )
-    if bytes_moved:
+    if moving:
         faasm_matrices.draw_bytes(
-            bytes_moved, frame.figure("matrices-bytes"), most=most, none=shared, order=order
+            moving, frame.figure("matrices-bytes"), most=most, none=shared, order=order
         )
     if len(splits) > 1:
         faasm_matrices.draw_splits(
-            _by_splits(cells, titles, sizes[-1]), frame.figure("matrices-splits"), size=sizes[-1]
+            by_splits, frame.figure("matrices-splits"), size=largest, order=order
         )
-
-
-def _by_splits(
-    cells: Cells, titles: dict[str, str], size: int
-) -> dict[str, list[tuple[int, list[float]]]]:
-    found: dict[str, list[tuple[int, list[float]]]] = {}
-    for name, title in titles.items():
-        if name in SINGLE:
-            continue
-        for cell in cells.values():
-            if cell.system.name == name and cell.size == size:
-                times = [each["took_ns"] / NS_PER_MS for each in cell.records]
-                found.setdefault(title, []).append((cell.splits, times))
-    whole = fastest_single(cells, size)
-    if whole is not None:
-        times = [each["took_ns"] / NS_PER_MS for each in whole.records]
-        found[titles[whole.system.name]] = [(splits, times) for splits in (0, 1, 2, 3)]
-    return found

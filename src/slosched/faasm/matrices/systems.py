@@ -104,9 +104,10 @@ def all_systems(workers: int) -> dict[str, System]:
         ),
         System(
             name="blocked",
-            title="blocked, one process",
-            about="the blocks of the graph one after the other in one process, with all cores or the GPU",
+            title="blocked, one core",
+            about="the blocks of the graph one after the other in one process, with one core or the GPU",
             how="blocked",
+            one_core=True,
         ),
         System(
             name="local",
@@ -283,7 +284,7 @@ def opened(
         options: dict[str, Any] = {"state": state}
         if system.engine == "slosched":
             words = ["--call-memory", "0"]
-            words += [] if kernel == "numpy" else ["--device", "auto", "--gpus", "1"]
+            words += [] if kernel == "numpy" else ["--device", "cuda:0"]
             options |= {
                 "workers": system.hosts,
                 "slots": system.slots,
