@@ -339,8 +339,9 @@ def test_the_page_has_each_task_switch_and_variable() -> None:
     assert [row[0] for row in rows_of(PAGE, "variable")] == [f"`{name}`" for name in VARIABLES]
 
 
-def test_names_prints_every_row() -> None:
-    text = invoke("names").output
+@pytest.mark.parametrize("words", [("names",), (TASK, "--help")], ids=["names", "help"])
+def test_names_and_the_help_have_every_row(words: tuple[str, ...]) -> None:
+    text = invoke(*words).output
     for task in TASKS.values():
         assert f"\n{task.usage}\n    {task.ours}\n" in text
     for name in VARIABLES:
@@ -348,6 +349,9 @@ def test_names_prints_every_row() -> None:
     for _, switch, meaning in switch_rows():
         if meaning.startswith("no effect"):
             assert f"    {switch}: {meaning}\n" in text
+
+
+def test_names_as_json_have_every_row() -> None:
     document = names_document()
     assert len(document["tasks"]) == len(TASKS) and len(document["variables"]) == len(VARIABLES)  # type: ignore[arg-type]
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from slosched.cli import exp_names
+from slosched.cli import exp_names, exp_results
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options, takes_options, values_of
+from slosched.cli.exp_results import LAYOUTS, Layout, check_choice, nothing, print_end
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, warn
@@ -21,15 +22,11 @@ from slosched.cli.values import whole_number
 from slosched.command_line import command_rows
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.faasm.frame_table import EXPERIMENTS
-from slosched.faasm.names import REPLACED, VARIABLES
+from slosched.faasm.names import VARIABLES
 from slosched.options import Row
 from slosched.output_files import check_folder
 
-if TYPE_CHECKING:
-    from slosched.faasm.frame import Frame
-
 SCALES = ("quick", "published")
-LAYOUTS = ("slosched", "faasm")
 
 
 class _Experiments(SloschedGroup):
@@ -89,13 +86,6 @@ _Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue the run in --out: what is done is not made again."),
 ]
-_Layout = Annotated[
-    str,
-    typer.Option(
-        metavar="slosched|faasm",
-        help="faasm: also the original's folders <user>_<func>/SYSTEM_..._logs, with its file names and keys.",
-    ),
-]
 _Settings = Annotated[
     list[str] | None,
     typer.Argument(
@@ -119,7 +109,7 @@ def _register(name: str, page: str) -> None:
         scale: _Scale = "quick",
         out: _Out = None,
         resume: _Resume = False,
-        layout: _Layout = "slosched",
+        layout: Layout = "slosched",
         json: Json = False,
         options: Options,
     ) -> None:
@@ -194,8 +184,8 @@ def _run(
     layout: str,
     json: bool,
 ) -> None:
-    _check_choice("--scale", scale, SCALES)
-    _check_choice("--layout", layout, LAYOUTS)
+    check_choice("--scale", scale, SCALES)
+    check_choice("--layout", layout, LAYOUTS)
     if resume and out is None:
         raise InvalidConfig("--resume continues the run in a directory; give it as --out DIR")
     if out is not None:
@@ -211,20 +201,11 @@ def _run(
         layout=layout,
     )
     try:
-        frame = run_experiment(order, say=beside, show=_nothing if json else say)
+        frame = run_experiment(order, say=beside, show=nothing if json else say)
     except Interrupted as stopped:
         warn(f"stopped; the same command with `--out {order.out} --resume` continues")
         raise typer.Exit(128 + stopped.number) from None
-    _print_end(frame, json=json)
-
-
-def _nothing(text: str) -> None:
-    """Prints nothing: the answer is JSON."""
-
-
-def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidConfig(f"{option} must be {' or '.join(known)}, not {value!r}")
+    print_end(frame, json=json)
 
 
 _PAGES = {
@@ -314,7 +295,7 @@ def all_(
     scale: _Scale = "quick",
     out: _Out = None,
     resume: _Resume = False,
-    layout: _Layout = "slosched",
+    layout: Layout = "slosched",
     only: Annotated[
         str, typer.Option(metavar="NAME,NAME", help="These alone. Default: every experiment.")
     ] = "",
@@ -333,8 +314,8 @@ def all_(
     for name in names_:
         if name not in EXPERIMENTS:
             raise UnknownName("experiment", name, [*EXPERIMENTS])
-    _check_choice("--scale", scale, SCALES)
-    _check_choice("--layout", layout, LAYOUTS)
+    check_choice("--scale", scale, SCALES)
+    check_choice("--layout", layout, LAYOUTS)
     from slosched.faasm.frame_all import run_all
     from slosched.faasm.frame_run import Interrupted, Order, default_out, options_of
 
@@ -388,97 +369,5 @@ def names(
     say(exp_names.names_text())
 
 
-@app.command("report", short_help="Make tables and figures of a run again.")
-def report(
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of a run, or run-002 in it.")
-    ],
-    *,
-    layout: _Layout = "slosched",
-    json: Json = False,
-) -> None:
-    """Make the tables, the figures and report.md of a run again from its records. Nothing is measured.
-
-    A run that was stopped has what its complete cells allow.
-
-    \b
-    Examples:
-      slosched exp report sgd
-      slosched exp report sgd/run-002 --layout faasm
-    """
-    _check_choice("--layout", layout, LAYOUTS)
-    from slosched.faasm.frame_run import report_again
-
-    frame = report_again(directory, show=_nothing if json else say, layout=layout)
-    _print_end(frame, json=json)
-
-
-@app.command("pull", short_help="Copy results from another host over SSH.")
-def pull(
-    experiment: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="Whose results: sgd, matrices, ...")
-    ],
-    user: Annotated[str, typer.Argument(metavar="USER", help="The user there.")],
-    host: Annotated[
-        str, typer.Argument(metavar="HOST", help="The host, or its name in ssh's configuration.")
-    ],
-    *,
-    folder: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR",
-            help="The folder there. Default ~/faasm/<user>_<func>, which `slosched exp EXPERIMENT --layout "
-            "faasm --out ~/faasm` writes.",
-        ),
-    ] = "",
-    into: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="A folder here that is new or empty. Default ./faasm-results/HOST/<user>_<func>.",
-            show_default=False,
-        ),
-    ] = None,
-    python: Annotated[
-        str, typer.Option(metavar="FILE", help="A Python there that has slosched.")
-    ] = "python3",
-    ssh_config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="A configuration for ssh. Default: its own.", show_default=False
-        ),
-    ] = None,
-) -> None:
-    """Copy a result directory of another host over SSH into a new folder here.
-
-    ssh must reach the host without a question. Nothing there is changed, and nothing here is overwritten.
-
-    \b
-    Examples:
-      slosched exp pull sgd alice cluster02
-      slosched exp pull sgd alice cluster02 --folder slosched-runs/sgd --into sgd-of-cluster02
-    """
-    if experiment not in EXPERIMENTS:
-        raise UnknownName("experiment", experiment, [*EXPERIMENTS])
-    from slosched.faasm.pull import pull_results
-
-    pulled = pull_results(
-        experiment,
-        user=user,
-        host=host,
-        folder=folder,
-        into=into,
-        python=python,
-        ssh_config="" if ssh_config is None else str(ssh_config),
-    )
-    say(f"{pulled.files} files of {pulled.folder} on {host} are in {pulled.into}")
-
-
-def _print_end(frame: Frame, *, json: bool) -> None:
-    if json:
-        tables = {table.name: table.rows for table in frame.tables}
-        document = {"directory": str(frame.directory), "replaced": REPLACED, "tables": tables}
-        print_json(document)
-        return
-    say(REPLACED)
-    say(f"written to {frame.directory}; report.md has all of it")
+app.command("report", short_help="Make tables and figures of a run again.")(exp_results.report)
+app.command("pull", short_help="Copy results from another host over SSH.")(exp_results.pull)

@@ -115,7 +115,10 @@ def names_document() -> dict[str, object]:
 
 
 class TaskCommand(SloschedCommand):
-    """A command whose words all reach it, switches of the original too."""
+    """A command whose words all reach it, switches of the original too. Its help ends with the table of tasks."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"\n{names_text()}\n")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args or not args:
