@@ -12,16 +12,13 @@ from typing import Any, Protocol
 import bench_functions
 
 import slosched.engines
-from slosched.engines import Engine, Handle
-from slosched.functions.errors import CallFailed
+from slosched.engines import Engine
 from slosched.functions.function import Function
 from slosched.functions.state.state import State
 
 #: In the order in which they are shown. The first is ours.
 SYSTEMS = ("slosched", "dask-processes", "dask-threads", "pool", "executor", "local")
 POOLS = ("pool", "executor")
-#: Calls that are in flight at a time while throughput is measured.
-IN_FLIGHT = 128
 WAIT_S = 120.0
 
 
@@ -47,22 +44,11 @@ class OnEngine:
         return self.engine.call(function, *args).result(WAIT_S)
 
     def many(self, function: Function[Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        found: list[Any] = []
-        handles: list[Handle] = []
-        for args in calls:
-            if len(handles) - len(found) >= IN_FLIGHT:
-                found.append(outcome(handles[len(found)]))
-            handles.append(self.engine.call(function, *args))
-        return found + [outcome(each) for each in handles[len(found) :]]
+        return self.engine.map(function, calls)
 
 
 class OnDask(OnEngine):
-    """Dask: many results are fetched together, which is its fastest way."""
-
-    def many(self, function: Function[Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        engine: Any = self.engine
-        values: list[Any] = engine.results([engine.call(function, *args) for args in calls])
-        return values
+    """Dask: its `map` fetches many results together, which is its fastest way."""
 
     def bare(self, count: int) -> list[int]:
         """As many tasks that return their number, by Dask's own `map`: without frames, codes and deadlines."""
@@ -84,14 +70,6 @@ class OnDask(OnEngine):
 
 def _hurry_worker(dask_worker: Any) -> None:
     dask_worker.batched_stream.interval = 0
-
-
-def outcome(handle: Handle) -> Any:
-    """The value of a call, or its error."""
-    try:
-        return handle.result(WAIT_S)
-    except CallFailed as error:
-        return error
 
 
 def plain_noop(n: int) -> int:

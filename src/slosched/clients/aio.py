@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from slosched.clients.arguments import (
     check_fields,
@@ -28,7 +28,7 @@ from slosched.clients.calls import CallAnswer, Caller, Prepared, prepared
 from slosched.clients.forks import generation
 from slosched.clients.inference import Inference, Model
 from slosched.clients.questions import Questions, limit_ns
-from slosched.clients.session import OnReply, OnRestart
+from slosched.clients.session import OnReply, OnRestart, Waiter
 from slosched.clients.tensors import Inputs, pack, unpack
 from slosched.clock import now_ns
 from slosched.codes import Code
@@ -40,6 +40,12 @@ from slosched.messages import InferReply
 from slosched.transport.codec import Frame
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
+
+
+class CallStart(Waiter, Protocol):
+    """Hears the end of a call that has no task."""
+
+    def replied(self, reply: InferReply, frame: Frame | None) -> None: ...
 
 
 class AsyncClient(Questions):
@@ -254,6 +260,32 @@ class AsyncClient(Questions):
         if self._caller is None:
             self._caller = Caller(self.load, self._answer_to)
         return await self._caller.answer(call, patient=patient)
+
+    def begin_call(self, call: Prepared, start: CallStart, sent_ns: int) -> int:
+        """Send a call without a task, and return its request id; 0: its function is not known yet.
+
+        `start` hears its end; `value_of` and `end_start` are for it.
+        """
+        self._check_open()
+        event = None if self._caller is None else self._caller.event_of(call)
+        if event is None:
+            return 0
+        request_id = self._brain.handle(event, now_ns=sent_ns)
+        assert request_id  # one that waits is always taken
+        self._inputs[request_id] = call.frame
+        self._on_reply[request_id] = start.replied
+        self._futures[request_id] = start
+        self._step_soon()
+        return request_id
+
+    def end_start(self, request_id: int) -> None:
+        """The call of `begin_call` was answered."""
+        self._futures.pop(request_id, None)
+
+    def value_of(self, call: Prepared, reply: InferReply, frame: Frame | None, sent_ns: int) -> Any:
+        """The value of an answered call. Raises what its code stands for."""
+        assert self._caller is not None
+        return self._caller.value_of(call, reply, frame, sent_ns)
 
     async def _answer_to(
         self, event: Infer, frame: Frame | None, sent_ns: int

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -19,6 +20,7 @@ from slosched.clients.calls import CallAnswer, Prepared, prepared
 from slosched.clients.forks import forked_error, generation
 from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.session import OnRestart
+from slosched.clients.started import Batch, Start, Starter
 from slosched.clients.tensors import Inputs
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
@@ -62,6 +64,7 @@ class Client:
                 address, timeout_s=timeout_s, name=name, weight=weight, on_restart=on_restart
             )
             self._client = self._call(connecting.open)
+            self._starter = Starter(self._loop, self._client)
         except BaseException:
             self._end_loop()
             raise
@@ -94,14 +97,19 @@ class Client:
 
     def _started(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
         """Run a coroutine in the loop."""
-        if (
-            self._generation != generation()
-        ):  # before the lock, which a thread may have held at the fork
+        with self._open():
+            return asyncio.run_coroutine_threadsafe(make(), self._loop)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """The loop goes on within. Raises ConnectionLost if the client is closed, or is another process's."""
+        # Before the lock, which a thread may have held at the fork.
+        if self._generation != generation():
             raise forked_error()
         with self._lock:
             if self._closed:
                 raise ConnectionLost("this client is closed", code=Code.CANCELLED)
-            return asyncio.run_coroutine_threadsafe(make(), self._loop)
+            yield
 
     def close(self) -> None:
         """Say goodbye and end the thread. Calls that wait in other threads fail. Idempotent."""
@@ -193,7 +201,12 @@ class Client:
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
         call = prepared(function, args, kwargs, **options)
-        return self._call(lambda: self._value_of(call))
+        future = self.start_prepared(call)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # of no effect on one that has ended
+            raise
 
     def call_answer(
         self,
@@ -241,9 +254,26 @@ class Client:
         A `patient` one is sent again while the controller refuses it unread (code 103), until its SLO has
         passed.
         """
-        return self._started(lambda: self._value_of(call, patient))
+        future: Future[Any] = Future()
 
-    async def _value_of(self, call: Prepared, patient: bool = False) -> Any:
-        answer = await self._client.answer_of(call, patient=patient)
-        answer.raise_for_code()
-        return answer.value
+        def ended(value: Any, error: BaseException | None) -> None:
+            with suppress(InvalidStateError):  # it was cancelled
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(error)
+
+        start = Start(call, ended, patient=patient)
+        with self._open():
+            self._starter.hand_over((start,))
+        future.add_done_callback(lambda done: self._give_up(start) if done.cancelled() else None)
+        return future
+
+    def _give_up(self, start: Start) -> None:
+        if self._generation == generation():
+            self._starter.give_up((start,))
+
+    def batch(self, *, most: int, within_s: float) -> Batch:
+        """Calls whose values are wanted together (clients/started.py)."""
+        with self._open():
+            return Batch(self._starter, most=most, within_s=within_s)

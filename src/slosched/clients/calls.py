@@ -170,26 +170,45 @@ class Caller:
             await asyncio.sleep(pause_ns / NS_PER_S)
             pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
 
+    def event_of(self, call: Prepared) -> Infer | None:
+        """What the client's brain is asked for a call; None if its function is not known yet."""
+        model = self._loaded.get(call.name)
+        if model is None or model.held.unloaded or model.info.function is None:
+            return None
+        return _event(model, model.info.function, call)
+
+    def value_of(self, call: Prepared, reply: InferReply, frame: Frame | None, sent_ns: int) -> Any:
+        """The value of an answer to `call`. Raises what its code stands for, as CallAnswer."""
+        if reply.code == Code.OK:
+            return None if frame is None else _value(call.name, frame)
+        model = self._loaded[call.name]
+        CallAnswer(model, {}, reply, now_ns() - sent_ns).raise_for_code()
+        raise AssertionError("a code other than 0 is an error")
+
     async def _answer_once(self, call: Prepared) -> CallAnswer:
         model, info = await self.function(call.name)
         sent_ns = now_ns()
-        event = Infer(
-            model=model.held,
-            slo_ns=call.slo_ns or info.slo_ns,
-            user_id=call.user_id,
-            has_input=True,
-            length=call.size_class,
-            bundled=True,
-            bounded=True,
-            waits=True,
-            within_ns=call.within_ns,
-            near=call.near,
-        )
+        event = _event(model, info, call)
         reply, frame = await self._answer_to(event, call.frame, sent_ns)
         value = None
         if reply.code == Code.OK and frame is not None:
             value = _value(call.name, frame)
         return CallAnswer(model, {}, reply, now_ns() - sent_ns, value)
+
+
+def _event(model: Model, info: FunctionInfo, call: Prepared) -> Infer:
+    return Infer(
+        model=model.held,
+        slo_ns=call.slo_ns or info.slo_ns,
+        user_id=call.user_id,
+        has_input=True,
+        length=call.size_class,
+        bundled=True,
+        bounded=True,
+        waits=True,
+        within_ns=call.within_ns,
+        near=call.near,
+    )
 
 
 def _value(name: str, frame: Frame) -> Any:

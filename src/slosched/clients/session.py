@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from slosched.clients.arguments import client_name, client_weight, time_limit_s
 from slosched.clients.forks import forked_error, generation
@@ -65,6 +65,14 @@ OnRestart = Callable[[str], None]
 _LINGER_MS = 500
 
 
+class Waiter(Protocol):
+    """Who waits for an answer: asyncio's Future, or what does as it does."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
 class Session:
     """The connection to one controller, in the running event loop.
 
@@ -101,7 +109,7 @@ class Session:
         self._greeted = asyncio.Event()
         self._closed = False
         self._on_reply: dict[int, OnReply] = {}
-        self._futures: dict[int, asyncio.Future[Any]] = {}
+        self._futures: dict[int, Waiter] = {}
         self._inputs: dict[int, Frame] = {}  # of unanswered requests
         self._outputs: dict[int, Frame] = {}  # of the answers that are being handed on
         #: Requests of `submit` that failed within the call that goes on, with words; None outside of one.

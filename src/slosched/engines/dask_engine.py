@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -188,6 +188,17 @@ class DaskEngine:
             )
             for each, answer in zip(handles, answers, strict=True)
         ]
+
+    def map(
+        self,
+        function: Function[Any] | str,
+        calls: Iterable[Sequence[Any]],
+        /,
+        *,
+        slo: str | float | None = None,
+    ) -> list[Any]:
+        """The values of many calls; see Engine.map."""
+        return self.results([self.call(function, *args, slo=slo) for args in calls])
 
     @property
     def client(self) -> Any:

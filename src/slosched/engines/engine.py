@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -53,6 +53,20 @@ class Engine(Protocol):
 
         Raises FunctionError for a function that the engine was not opened with, TypeError for arguments that it
         does not take or that cannot travel, PayloadTooLarge.
+        """
+
+    def map(
+        self,
+        function: Function[Any] | str,
+        calls: Iterable[Sequence[Any]],
+        /,
+        *,
+        slo: str | float | None = None,
+    ) -> list[Any]:
+        """Make a call for each sequence of positional arguments, and return the values in order.
+
+        In the place of a call that failed stands its CallFailed. Many small calls cost less than by `call`. It
+        raises what `call` does; the calls before the one that is wrong are given up, or have run.
         """
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -225,6 +225,22 @@ class LiveEngine:
             raise
         future.add_done_callback(lambda _: self._room.release())
         return LiveHandle(called, future)
+
+    def map(
+        self,
+        function: Function[Any] | str,
+        calls: Iterable[Sequence[Any]],
+        /,
+        *,
+        slo: str | float | None = None,
+    ) -> list[Any]:
+        """The values of many calls; see Engine.map. It has `most_unanswered` calls of its own on their way."""
+        called = known(self.functions, function)
+        options: dict[str, Any] = {"slo": slo, "near": "", "timeout_s": None, "user_id": 0}
+        with self._client.batch(most=self._most_unanswered, within_s=_ROOM_S) as batch:
+            for args in calls:
+                batch.add(prepared(called, args, {}, **options))
+            return batch.values()
 
     def close(self) -> None:
         """End the client and the processes, and drop the state that the engine opened. Idempotent."""

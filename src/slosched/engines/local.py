@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,12 +35,12 @@ class LocalHandle:
     done = True
 
     def __init__(self, outcome: object) -> None:
-        self._outcome = outcome
+        self.outcome = outcome  # its value, or CallFailed
 
     def result(self, timeout_s: float | None = None) -> Any:
-        if isinstance(self._outcome, CallFailed):
-            raise self._outcome.with_traceback(None)
-        return self._outcome
+        if isinstance(self.outcome, CallFailed):
+            raise self.outcome.with_traceback(None)
+        return self.outcome
 
     def cancel(self) -> None:
         """It has ended, so nothing happens."""
@@ -77,6 +77,17 @@ class LocalEngine:
         return LocalHandle(
             outcome_of(called.name, code=end.code, reason=end.reason, frame=joined(end.result))
         )
+
+    def map(
+        self,
+        function: Function[Any] | str,
+        calls: Iterable[Sequence[Any]],
+        /,
+        *,
+        slo: str | float | None = None,
+    ) -> list[Any]:
+        """Run the calls in turn; see Engine.map."""
+        return [self.call(function, *args, slo=slo).outcome for args in calls]
 
     def product(self, function: Function[Any]) -> Any:
         """What `init` made: once for the engine, or for the call: a copy ("restore"), or anew ("reload")."""
