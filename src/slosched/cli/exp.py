@@ -52,8 +52,8 @@ def exp() -> None:
     nothing is left, and writes records, tables, figures and report.md into a directory of its own.
 
     The tasks of the original are taken by their names, and say what is run instead or why they have no
-    effect; `names` lists all of them. Its variables are heeded, too: N_WORKERS=4 slosched exp sgd, or
-    slosched exp sgd N_WORKERS=4.
+    effect; `names` and `task --help` list all of them. Its variables are heeded, too: N_WORKERS=4 slosched
+    exp sgd, or slosched exp sgd N_WORKERS=4.
 
     \b
     Examples:

@@ -115,7 +115,7 @@ def names_document() -> dict[str, object]:
 
 
 class TaskCommand(SloschedCommand):
-    """A command whose words all reach it, switches of the original too. Its help ends with the table of tasks."""
+    """A command whose words all reach it, switches of the original too; its help ends with all tasks."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         formatter.write(f"\n{names_text()}\n")
