@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,14 +25,15 @@ def _until(watch: Watch, true: Callable[[], object]) -> None:
 
 
 def test_a_process_that_cannot_be_started_ends_alone() -> None:
-    watch, lost = Watch(), []
+    watch = Watch()
+    lost: list[str] = []
     process, end = start_zygote(zygote_short_of_processes.__name__)
     brood = Brood(watch, end, lambda line: None, lost.append)
     try:
         refused = brood.spawn("refused")
         _until(watch, lambda: refused.ended)
         assert refused.ended.startswith("it could not be started")
-        open_files = len(os.listdir(f"/proc/{process.pid}/fd"))
+        open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
         started = brood.spawn("started")
         _until(watch, lambda: started.inbox)
         assert not lost, "the zygote ended with the process that it could not start"

@@ -31,6 +31,7 @@ _TRIM_NS = 5 * NS_PER_S
 #: A template that does not fork or end a process for this time hangs: code that `init` left running holds it.
 _ANSWER_WITHIN_NS = 5 * NS_PER_S
 _HANGS = "the process that its calls are forked from does not answer"
+_TEMPLATE_ENDED = "the process that its calls are forked from ended"
 _FIRST_PAUSE_NS = 100 * NS_PER_MS
 _LONGEST_PAUSE_NS = 30 * NS_PER_S
 
@@ -147,6 +148,7 @@ class LoadedFunction:
         self._in_use = 0  # processes that calls have
         self._demand = Demand(restores=listed.reset == "restore")
         self._starting = 0
+        self._template_ended = False  # before it was loaded
         self._wanted = 0  # processes that calls wait for, where none are kept
         self._again_ns, self._pause_ns = 0, _FIRST_PAUSE_NS
         self._trim_ns = self.since_ns + _TRIM_NS
@@ -171,7 +173,11 @@ class LoadedFunction:
         if self._loader is not None:
             self._loader.step()  # what it said last
             self._hear_loader()
-        self._fail("the process that its calls are forked from ended")
+        if self.loaded is not None or self._loader is None:
+            self._fail(_TEMPLATE_ENDED)
+        else:  # the root says soon how its module or its init ended it
+            self._template_ended = True
+            self.due_ns = min(self.due_ns, self._clock() + _ANSWER_WITHIN_NS)
 
     # --------------------------------------------------------------------------- processes
 
@@ -330,9 +336,14 @@ class LoadedFunction:
         """Take what its template said, and do what is due."""
         self._hear_loader()
         if self._loader is not None and self._loader.ended:
-            self._fail(f"its process ended ({self._loader.ended})")
+            when = (
+                "" if self.loaded is not None else " while its module was imported or its init ran"
+            )
+            self._fail(f"its process ended{when} ({self._loader.ended})")
         if self.failed:
             return
+        if self._template_ended and now_ns >= self.due_ns:
+            self._fail(_TEMPLATE_ENDED)
         if not self.ready and now_ns >= self.due_ns:
             took_s = (now_ns - self.since_ns) // NS_PER_S
             self._fail(f"it was not loaded within {took_s} s; its process was ended")

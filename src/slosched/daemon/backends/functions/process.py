@@ -6,12 +6,13 @@ message for what it says about this call, and ends a process whose messages make
 
 from __future__ import annotations
 
+import _thread
 import copy
 import os
 import resource
+import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ from slosched.functions.state.state import State
 from slosched.units import exact_bytes
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 class CallProcess:
@@ -61,7 +63,7 @@ class CallProcess:
         self._pid = os.getpid()
         self._call = -1
         self._begin_ns = 0
-        self._threads = threading.active_count()
+        self._threads = _thread._count()
         self._most_bytes = 0  # at its peak; with more it takes no other call; 0: any
         self._asked: dict[int, str] = {}  # the functions of the call's children
 
@@ -211,14 +213,16 @@ class CallProcess:
     def _clean(self) -> bool:
         """Whether the call left nothing behind, so that the next one can have this process.
 
-        That is a process, a thread, or much of the memory that a call may take.
+        That is a process, a thread, a timer, or much of the memory that a call may take.
         """
         _flush()
         if 0 < self._most_bytes < _peak_bytes():
             return False
         if self._gpu and not _gpu_is_sound():
             return False
-        if self._once or threading.active_count() > self._threads:
+        if self._once or _thread._count() > self._threads:  # threading lists only its own
+            return False
+        if any(signal.getitimer(each)[0] for each in _TIMERS):  # it would end a later call
             return False
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -303,7 +307,7 @@ def _give_way() -> None:
 
 def _flush() -> None:
     """Pass on what the function printed, before its answer. The function may have replaced the stream."""
-    with suppress(Exception):
+    with suppress(BaseException):  # its stream may also exit
         sys.stdout.flush()
 
 
