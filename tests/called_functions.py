@@ -194,6 +194,11 @@ def counts_on_gpu(ctx: Any) -> tuple[int, int]:
     return _count(ctx)
 
 
+@slosched.function(init=_made, gpu=True, reset="reload")
+def counts_cold_on_gpu(ctx: Any) -> tuple[int, int]:
+    return _count(ctx)
+
+
 @slosched.function(init=_made, gpu=True, reset="restore")
 def counts_anew_on_gpu(ctx: Any) -> tuple[int, int]:
     return _count(ctx)

@@ -56,6 +56,15 @@ def test_a_call_that_is_given_up_while_its_process_starts_leaves_none(rig: Funct
     _gone(pid)
 
 
+def test_on_a_gpu_s_lane_it_is_the_same() -> None:
+    with FunctionRig(device="emulated") as rig:
+        answers = [rig.call("counts_cold_on_gpu", gpu_id=0)[1] for _ in range(3)]
+        assert len({pid for pid, _ in answers}) == 3
+        assert {count for _, count in answers} == {1}
+        for pid, _ in answers:
+            _gone(pid)
+
+
 def _gone(pid: int) -> None:
     until_ns = now_ns() + 10_000_000_000
     while alive(pid) and now_ns() < until_ns:

@@ -45,7 +45,7 @@ def draw_ladder(bars: Sequence[Bar], path: Path, *, device: str) -> list[Path]:
                     )
                 at = max(each.ms, each.most_ms)
                 axes.annotate(
-                    f"{each.ms:,.3g} ms",
+                    f"{each.ms:,.0f} ms" if each.ms >= 100 else f"{each.ms:.3g} ms",
                     (at, place),
                     xytext=(5, 0),
                     textcoords="offset points",

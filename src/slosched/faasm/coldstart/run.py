@@ -102,10 +102,16 @@ def _calls(options: ColdstartOptions, frame: Frame, plan: Plan) -> None:
     if on_gpu:
         warm, new = functions.classify_gpu, functions.classify_new_gpu
     kinds: list[tuple[str, str, str, Any, tuple[Any, ...]]] = [
-        (NOTHING, "L4", "call, reset=reload", functions.nothing_new, ()),
+        (
+            NOTHING,
+            "L4",
+            "call, reset=reload (a new process of the worker's)",
+            functions.nothing_new,
+            (),
+        ),
         (NOTHING, "fork", "call, reset=restore", functions.nothing_restored, ()),
         (NOTHING, "L0", "call, warm slot", functions.nothing, ()),
-        (NETWORK, "L4", "call, reset=reload", new, (picture,)),
+        (NETWORK, "L4", "call, reset=reload (a new process of the worker's)", new, (picture,)),
         (NETWORK, "fork", "call, reset=restore", functions.classify_restored, (picture,)),
         (NETWORK, "L0", "call, warm slot", warm, (picture,)),
     ]

@@ -177,7 +177,7 @@ def device_block(block: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -22,11 +22,11 @@ _ANSWER_WITHIN_S = 60.0
 _END_WITHIN_S = 5.0
 _MODULE = "slosched.faasm.inference.serve"
 
-S = TypeVar("S", bound=wire.Said)
+S = TypeVar("S", bound=wire.Report)
 
 
 class InstanceFailed(SloschedError):
-    """The process of an instance ended, or said that it could not do what it was asked."""
+    """The process of an instance ended, or could not do what it was asked."""
 
 
 class InstanceProcess:
@@ -74,18 +74,18 @@ class InstanceProcess:
 
     def _heard(self, kind: type[S]) -> S:
         try:
-            said = wire.receive_said(self._end)
+            report = wire.receive_report(self._end)
         except (OSError, EOFError, ValueError) as error:
             code = self._process.poll()
             how = "" if code is None else f"; it ended with {code}"
             raise InstanceFailed(
                 f"the process of an instance did not answer: {error or 'a time-out'}{how}"
             ) from None
-        if isinstance(said, wire.Failed):
-            raise InstanceFailed(f"an instance failed: {said.reason}")
-        if not isinstance(said, kind):
-            raise InstanceFailed(f"an instance said {type(said).__name__}, not {kind.__name__}")
-        return said
+        if isinstance(report, wire.Failed):
+            raise InstanceFailed(f"an instance failed: {report.reason}")
+        if not isinstance(report, kind):
+            raise InstanceFailed(f"an instance sent {type(report).__name__}, not {kind.__name__}")
+        return report
 
     def interrupt(self) -> None:
         """End what another thread waits for: that one gets InstanceFailed."""

@@ -61,12 +61,12 @@ class _Process:
             order = wire.receive_order(self._end)
             self._release()
             try:
-                said = self._did(order)
+                report = self._did(order)
             except Exception as error:
-                said = wire.Failed(f"{type(error).__name__}: {error}")
-            wire.send(self._end, said)
+                report = wire.Failed(f"{type(error).__name__}: {error}")
+            wire.send(self._end, report)
 
-    def _did(self, order: wire.Order) -> wire.Said:
+    def _did(self, order: wire.Order) -> wire.Report:
         if isinstance(order, wire.Fork):
             return self._forked()
         if isinstance(order, wire.Weigh):
@@ -99,7 +99,7 @@ class _Process:
     def _hold(self, count: int) -> wire.Held:
         """Children that share this process's memory as forks do, and have worked."""
         far, self._leash = os.pipe()
-        told, tell = os.pipe()
+        heard, speak = os.pipe()
         for _ in range(count):
             pid = os.fork()
             if pid == 0:
@@ -107,21 +107,21 @@ class _Process:
                     os.close(self._leash)
                     if self._instance is not None and self._image is not None:
                         self._instance.answer_image(self._image)
-                    os.write(tell, b".")
+                    os.write(speak, b".")
                     os.read(far, 1)
                 os._exit(0)
             self._held.append(pid)
         os.close(far)
-        os.close(tell)
+        os.close(speak)
         try:
             seen = 0
             while seen < count:
-                got = len(os.read(told, count))
+                got = len(os.read(heard, count))
                 if not got:
                     raise OSError("a forked process ended before it had answered")
                 seen += got
         finally:
-            os.close(told)
+            os.close(heard)
         return wire.Held(tuple(self._held))
 
     def _release(self) -> None:

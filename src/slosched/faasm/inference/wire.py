@@ -83,14 +83,14 @@ class Held(msgspec.Struct, frozen=True, tag="held"):
     pids: tuple[int, ...]
 
 
-Said = Ready | Failed | Answered | Measured | Weighed | Held
+Report = Ready | Failed | Answered | Measured | Weighed | Held
 
 _orders = msgspec.msgpack.Decoder(Order)
-_said = msgspec.msgpack.Decoder(Said)
+_reports = msgspec.msgpack.Decoder(Report)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def send(end: socket.socket, message: Order | Said) -> None:
+def send(end: socket.socket, message: Order | Report) -> None:
     """Send a message. Raises OSError if the other side is gone, or does not read within the socket's
     time-out."""
     packet = _encoder.encode(message)
@@ -103,10 +103,10 @@ def receive_order(end: socket.socket) -> Order:
     return order
 
 
-def receive_said(end: socket.socket) -> Said:
-    """What the process says next. Raises EOFError, ValueError, and TimeoutError after the socket's time-out."""
-    said: Said = _said.decode(_packet(end))
-    return said
+def receive_report(end: socket.socket) -> Report:
+    """What the process reports next. Raises EOFError, ValueError, and TimeoutError."""
+    report: Report = _reports.decode(_packet(end))
+    return report
 
 
 def _packet(end: socket.socket) -> bytearray:
