@@ -329,8 +329,10 @@ def test_a_template_that_hangs_is_found_and_costs_the_function_alone(
         os.kill(template, signal.SIGSTOP)
         for pid in rig.backend.calls.pids("nothing"):
             os.kill(pid, signal.SIGKILL)
+        call = rig.begin("nothing")  # it gets one of those, and another one is asked for
         [lost] = rig.reported(WeightsLost)
         assert lost.model_ids == (0,)
+        assert rig.done(call).code == DIED
         assert any("does not answer" in each for each in rig.said)
         assert soon(lambda: rig.polled() and not alive(template))
         others_are_served(rig)
