@@ -51,6 +51,19 @@ def test_hosts_that_are_apart_share_the_store_alone(
     assert not list(Path("/dev/shm").glob(f"{own_root}*"))
 
 
+@pytest.mark.torch
+def test_leaves_run_on_the_lane_of_a_gpu(own_root: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    system = systems.all_systems(2)["slots"]
+    with systems.opened(
+        system, "torch", "m", "embedded", 10**7, tmp_path / "logs", device="emulated"
+    ) as (engine, states):
+        plan = system.plan(64, 1, 1, "torch", "p")
+        report = functions.product(engine, plan)
+        assert Truth(1, 64).error(functions.product_of(states[0], plan)) <= blocks.tolerance(64)
+    assert report["calls"] == 9 and report["device"]
+
+
 def test_hosts_that_are_apart_need_a_store_that_both_reach(own_root: str) -> None:
     with pytest.raises(InvalidConfig, match="share no memory"):
         slosched.engines.open(

@@ -107,9 +107,10 @@ def draw_bytes(
 
 
 def _lines(axes: Any, series: Mapping[str, Points], order: Sequence[str]) -> None:
-    for title, points in series.items():
-        place = order.index(title)
-        found = sorted(points)
+    for place, title in enumerate(order):
+        if title not in series:
+            continue
+        found = sorted(series[title])
         middles = [median(values) for _, values in found]
         below = [middle - min(values) for middle, (_, values) in zip(middles, found, strict=True)]
         above = [max(values) - middle for middle, (_, values) in zip(middles, found, strict=True)]

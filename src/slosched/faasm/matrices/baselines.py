@@ -81,9 +81,12 @@ def measure(order: Order) -> list[Record]:
 def _multiplier(order: Order) -> Iterator[Callable[[str, bool], Record]]:
     """What multiplies once, under a name that was not used, and writes the product if it is told to."""
     if order.how == "graph":
-        room = blocks.stored_bytes(order.size, order.splits) + 2**20
+        room = blocks.stored_bytes(order.size, order.splits) + blocks.stored_bytes(8, 1)
         state = State(order.namespace, own=True, limits=Limits(bytes=room))
         with state, LocalEngine(functions.offered(order.kernel), state=state) as engine:
+            warm = Plan(size=8, splits=1, prefix="warm", kernel=order.kernel)
+            functions.product(engine, warm)  # with what `init` imports
+            functions.forget([state], warm)
             yield partial(_by_calls, order, engine, state)
         return
     by = kernels.kernel(order.kernel)

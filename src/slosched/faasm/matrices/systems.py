@@ -269,13 +269,20 @@ def _free_port() -> int:
 
 @contextmanager
 def opened(
-    system: System, kernel: str, namespace: str, store: str, room_bytes: int, logs: Path
+    system: System,
+    kernel: str,
+    namespace: str,
+    store: str,
+    room_bytes: int,
+    logs: Path,
+    *,
+    device: str = "cuda:0",
 ) -> Iterator[tuple[Engine, list[State]]]:
     """The engine of a system that has one, and the state of its calls, which may take `room_bytes`.
 
-    The first State is that of this process; if hosts are apart, each of them has one more.
-    NumPy in its processes has a core for each slot. What slosched's processes print goes to `logs`. The state
-    is gone afterwards.
+    Leaves that are not NumPy's run on `device`. The first State is that of this process; if hosts are apart, each
+    of them has one more. NumPy in its processes has a core for each slot. What slosched's processes print goes to
+    `logs`. The state is gone afterwards.
     """
     functions = offered(kernel)
     limits = Limits(bytes=room_bytes)
@@ -284,7 +291,7 @@ def opened(
         options: dict[str, Any] = {"state": state}
         if system.engine == "slosched":
             words = ["--call-memory", "0"]
-            words += [] if kernel == "numpy" else ["--device", "cuda:0"]
+            words += [] if kernel == "numpy" else ["--device", device]
             options |= {
                 "workers": system.hosts,
                 "slots": system.slots,
