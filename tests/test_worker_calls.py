@@ -15,6 +15,7 @@ from calls_rig import (
     parent,
 )
 from slosched.codes import Code
+from slosched.core.worker.emulated import prepare_emulated
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
@@ -26,7 +27,7 @@ from slosched.core.worker.emulated_calls import (
     Step,
     TakeBack,
 )
-from slosched.core.worker.interface import CallAwaits, CallLost, Op, OpDone, OpKind
+from slosched.core.worker.interface import CallAwaits, CallLost, Op, OpDone, OpKind, PrepareModel
 from slosched.messages import (
     NO_SPAN,
     CallResult,
@@ -39,9 +40,11 @@ from slosched.messages import (
     EvictWeightsResult,
     FunctionInfo,
     Infer,
+    LoadModelResult,
     Span,
     UnloadModel,
 )
+from worker_rig import VirtualWorker
 
 # ------------------------------------------------------------------------------- one call
 
@@ -435,3 +438,38 @@ def test_unfinished_calls_are_bounded_and_the_bound_gets_free_again() -> None:
     worker.call(1)
     worker.run(2 * MS)
     assert worker.take(CallResult)
+
+
+# -------------------------------------------------------------------------------- preparation
+
+
+def test_a_function_whose_preparation_hangs_holds_up_no_other() -> None:
+    worker = VirtualWorker(prepares=False)
+    worker.brain.prepare_at_once(2)
+    worker.hello()
+    worker.load_model("net", 0)
+    worker.load_model("other", 1)
+    first, second = [each for each in worker.effects if isinstance(each, PrepareModel)]
+    prepared = prepare_emulated(worker.profile, second, now_ns=worker.now)
+    worker.stepper.handle(prepared, now_ns=worker.now)
+    worker.stepper.step(worker.now)
+    assert isinstance(worker.answer(), LoadModelResult)
+    assert first.name == "net", "the one that is not prepared yet was asked for first"
+
+
+def test_two_preparations_of_one_instance_leave_one() -> None:
+    worker = VirtualWorker(prepares=False)
+    worker.brain.prepare_at_once(3)
+    worker.hello()
+    for name in ("net", "net", "other"):
+        worker.load_model(name, 0)
+    asked = [each for each in worker.effects if isinstance(each, PrepareModel)]
+    assert len(asked) == 3
+    for each in asked:
+        prepared = prepare_emulated(worker.profile, each, now_ns=worker.now)
+        worker.stepper.handle(prepared, now_ns=worker.now)
+    worker.stepper.step(worker.now)
+    first, second, third = worker.answers()
+    assert isinstance(first, LoadModelResult) and isinstance(second, LoadModelResult)
+    assert isinstance(third, ErrorResult)
+    assert (third.code, "is 'net' already" in third.reason) == (Code.INVALID_MODEL_ID, True)

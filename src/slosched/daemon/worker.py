@@ -75,6 +75,11 @@ _DRAIN_NS = 2 * NS_PER_S
 _END_CALLS_NS = 500 * NS_PER_MS
 #: A draining worker refuses actions (code 3) for at least this long: some are still in flight.
 _REFUSE_NS = 100 * NS_PER_MS
+#: Functions that a worker without models prepares side by side: their cold starts are measured meanwhile.
+_FUNCTIONS_AT_ONCE = 2
+#: Results of calls wait for others for at most this time, and this number of them.
+_HELD_NS = 300_000
+_HELD_AT_MOST = 16
 _LINGER_MS = 500
 _UNREAD = NoBlackbox()
 _OF_CALLS = (CallResult, *get_args(CallNews))
@@ -129,12 +134,16 @@ class WorkerServer:
             functions=functions_of(backend),
             most_calls=config.most_calls,
         )
+        if not set(self._backend.loadable).difference(functions_of(backend)):
+            self._brain.prepare_at_once(_FUNCTIONS_AT_ONCE)
         self._calls = calls_of(backend)
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.
         self._outbox: Outbox[bytes, Result | CallNews] = Outbox(
             self._router.send, ResultBundle, failed=lambda peer, message: None
         )
+        self._held = 0  # results of calls in the outbox; -1: there is more in it
+        self._held_until_ns = 0  # they wait until then; 0: they do not
         self._registration: Registration | None = None
         if config.controller:
             self._registration = self._register(incarnation)
@@ -241,8 +250,20 @@ class WorkerServer:
         try:
             self._turn()
         finally:  # also if a call to a dead device raised
-            self._outbox.flush()
+            self._flush()
             self._watch()
+
+    def _flush(self) -> None:
+        """Send what was said, unless it is results of calls alone, which wait a little for others while calls
+        wait for a slot: a message costs more than a call that does nothing, and the slots have work meanwhile.
+        """
+        if 0 < self._held < _HELD_AT_MOST and self._brain.calls_wait and not self._stopping:
+            now = self._clock()
+            self._held_until_ns = self._held_until_ns or now + _HELD_NS
+            if now < self._held_until_ns:
+                return
+        self._held = self._held_until_ns = 0
+        self._outbox.flush()
 
     def _turn(self) -> None:
         """Do what is due, take in what has arrived, and do what follows from it."""
@@ -273,6 +294,8 @@ class WorkerServer:
         if self._prepared or self._stopping:
             return
         due_ns = self._stepper.next_due_ns()
+        if self._held_until_ns:
+            due_ns = min(self._held_until_ns, due_ns or self._held_until_ns)
         collector = self._collector
         if collector is not None and self._clock() >= collector.due_ns:
             if not self._router.has_input():
@@ -407,6 +430,8 @@ class WorkerServer:
             self._backend.glance()
             if isinstance(message, SessionMessage) and self._may_gather(message):
                 self._outbox.put(effect.peer, message, frames)
+                alone = self._held >= 0 and isinstance(message, CallResult)
+                self._held = self._held + 1 if alone else -1
             else:
                 self._outbox.send(effect.peer, message, frames)
         elif isinstance(effect, DropInputs):

@@ -115,6 +115,10 @@ class WorkerBrain:
         """The device of this GPU takes each EXEC `ahead_ns` before its time and starts it itself."""
         self._ledger.gpus[gpu_id].lanes[Role.EXEC].arm_ahead(ahead_ns)
 
+    def prepare_at_once(self, count: int) -> None:
+        """Up to `count` LoadModels are prepared side by side: one that hangs does not hold up the others."""
+        self._ledger.host.slots = count
+
     def skip_empty_copies(self, gpu_ids: Collection[int]) -> None:
         """The devices of these GPUs need not be asked for copies of nothing."""
         for gpu_id, gpu in self._ledger.gpus.items():
@@ -232,6 +236,13 @@ class WorkerBrain:
     def idle(self) -> bool:
         """True if every action was answered and no device works."""
         return not self._ledger.unanswered and self._pipeline.idle
+
+    @property
+    def calls_wait(self) -> bool:
+        """True if a call waits for a slot of the host."""
+        return any(
+            gpu.lanes[Role.EXEC].queue for gpu in self._ledger.gpus.values() if gpu.info.host
+        )
 
     @property
     def closing(self) -> bool:

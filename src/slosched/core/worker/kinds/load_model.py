@@ -46,14 +46,7 @@ class LoadModelKind(ActionKind[LoadModel]):
         ):
             return
         name = canonical_model(message.name)
-        fault = self._fault(message, name)
-        if fault is not None:  # an earlier LoadModel took the id while this one waited
-            ledger.fail(action, *fault, now_ns)
-            return
-        ids = range(message.model_id, message.model_id + message.copies)
-        known = [ledger.instances[i] for i in ids if i in ledger.instances]
-        if len(known) == message.copies:
-            self._answer(action, known[0], Span(now_ns, now_ns, 0), now_ns)
+        if self._taken_meanwhile(action, name, now_ns):
             return
         ledger.host.started.append(action)
         prepare = PrepareModel(
@@ -65,6 +58,20 @@ class LoadModelKind(ActionKind[LoadModel]):
             max_exec_ns=message.max_exec_ns,
         )
         ledger.effects.append(prepare)
+
+    def _taken_meanwhile(self, action: PendingAction[LoadModel], name: str, now_ns: int) -> bool:
+        """True, and the action is answered, if an earlier LoadModel took its ids while this one waited."""
+        ledger, message = self._ledger, action.message
+        fault = self._fault(message, name)
+        if fault is not None:
+            ledger.fail(action, *fault, now_ns)
+            return True
+        ids = range(message.model_id, message.model_id + message.copies)
+        known = [ledger.instances[i] for i in ids if i in ledger.instances]
+        if len(known) == message.copies:
+            self._answer(action, known[0], Span(now_ns, now_ns, 0), now_ns)
+            return True
+        return False
 
     def _prepared(
         self, action: PendingAction[LoadModel], event: ModelPrepared, now_ns: int
@@ -79,6 +86,8 @@ class LoadModelKind(ActionKind[LoadModel]):
         if event.code or profile is None:
             code = event.code or Code.RUNTIME_ERROR
             ledger.fail(action, code, event.reason or f"cannot prepare {name!r}", now_ns)
+            return
+        if self._taken_meanwhile(action, name, now_ns):
             return
         plain = not profile.lengths and all(each.dtype != BYTES for each in profile.takes)
         input_bytes = row_bytes(profile.takes, 0) if plain else -1
