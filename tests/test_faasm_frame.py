@@ -310,6 +310,20 @@ def test_shared_memory_that_is_left_fails_the_run_and_is_removed(tmp_path: Path)
     assert not Path((tmp_path / "out" / "left.txt").read_text().strip()).exists()
 
 
+def test_shared_memory_of_another_program_stays() -> None:
+    stamp = time.time_ns()
+    other, held = (Path("/dev/shm") / f"{name}-of-this-run-{stamp}" for name in ("not", "file"))
+    with watched("exp-test") as leaks, held.open("wb"):
+        other.write_bytes(b"another program's")
+        try:
+            with pytest.raises(Leaked, match=rf"1 thing\(s\).*shared memory {held}$"):
+                leaks.check()
+            assert other.exists() and str(other) in leaks.unknown
+            assert not held.exists()
+        finally:
+            other.unlink()
+
+
 def test_state_that_is_left_fails_the_run_and_is_removed(tmp_path: Path) -> None:
     with pytest.raises(Leaked, match=r"state in /dev/shm/slosched-exp-|namespace exp-made-"):
         run(order(tmp_path / "out", fault="state"))
@@ -344,6 +358,19 @@ def test_a_namespace_that_is_left_in_redis_fails_the_run_and_is_dropped(tmp_path
         assert [*open_store(server.address).namespaces()] == ["others"]
         others.close()
         left.close()
+
+
+def test_state_of_emulated_hosts_is_looked_for_and_a_server_that_ended_is_not(
+    tmp_path: Path,
+) -> None:
+    with watched("exp-test") as leaks:
+        frame = Frame(tmp_path, "made", scale="quick", namespace="exp-test", leaks=leaks)
+        frame.new_namespace("redis://127.0.0.1:1")  # nothing listens there
+        host = Path("/dev/shm") / f"{leaks.state_folder}-host1"
+        (host / "left").mkdir(parents=True)
+        with pytest.raises(Leaked, match=r"1 thing\(s\).*state in /dev/shm/.*-host1"):
+            leaks.check()
+        assert not host.exists()
 
 
 def test_what_killed_runs_left_in_shared_memory_is_removed(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 A `LeakCheck` is made when a run begins and asked when it ends. Processes below this one are found also when
 their parent has ended, since this process makes itself the one that inherits them (Linux). State in shared
-memory goes to a folder that only this run uses. Other files in /dev/shm count if they came during the run,
-belong to this user and no process has them open.
+memory goes to a folder that only this run uses. Other new files in /dev/shm count if a process of the run holds
+them or they are named after this process. The rest may be another program's: it is named, and stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class LeakCheck:
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
+        #: New files in shared memory that no process holds, and that the run may or may not have made.
+        self.unknown: list[str] = []
         self._stores: dict[str, None] = {}
         self._before = {process.identity for process in below([os.getpid()])}
         self._files = set(_shared_files())
@@ -71,9 +73,10 @@ class LeakCheck:
 
         Nothing that was there before the run is touched.
         """
+        held = _held_by([os.getpid(), *(process.pid for process in self._running())])
         left = self._left_processes()
         left += self._left_state()
-        left += self._left_files()
+        left += self._left_files(held)
         left += self._left_folders()
         if left:
             raise Leaked(left)
@@ -109,37 +112,45 @@ class LeakCheck:
 
     def _left_state(self) -> list[str]:
         left = []
-        mine = (self.namespace, f"engine-{os.getpid()}-")
         for address in self._stores:
-            store = open_store(address)
-            try:
-                left += [
-                    f"namespace {name} of {address}"
-                    for name in store.namespaces()
-                    if name.startswith(mine) and store.drop(name)
-                ]
-            finally:
-                store.close()
-        folder = _SHARED_MEMORY / self._state_folder
-        if folder.is_dir() and any(folder.iterdir()):
-            left.append(f"state in {folder}")
-        shutil.rmtree(folder, ignore_errors=True)
+            with suppress(SloschedError):  # a server that has ended has kept nothing
+                left += self._left_namespaces(address)
+        # Also those of the hosts that the run emulated, whose names begin so.
+        for folder in _SHARED_MEMORY.glob(f"{self._state_folder}*"):
+            if folder.is_dir() and any(folder.iterdir()):
+                left.append(f"state in {folder}")
+            shutil.rmtree(folder, ignore_errors=True)
         return left
 
-    def _left_files(self) -> list[str]:
-        new = [path for path in _shared_files() if path not in self._files]
-        if not new:
-            return []
-        used = _open_elsewhere()
-        left = []
-        for path in new:
-            if path.name == self._state_folder or str(path) in used:
-                continue
+    def _left_namespaces(self, address: str) -> list[str]:
+        mine = (self.namespace, f"engine-{os.getpid()}-")
+        store = open_store(address)
+        try:
+            return [
+                f"namespace {name} of {address}"
+                for name in store.namespaces()
+                if name.startswith(mine) and store.drop(name)
+            ]
+        finally:
+            store.close()
+
+    def _left_files(self, held: set[str]) -> list[str]:
+        """Remove new files that a process of the run holds, or that are named after this process. Others may be
+        another program's, and stay: `unknown` has those that no process holds."""
+        new = [
+            path
+            for path in _shared_files()
+            if path not in self._files and path.is_file() and path.lstat().st_uid == os.getuid()
+        ]
+        ours = [path for path in new if str(path) in held or f"-{os.getpid()}" in path.name]
+        for path in ours:
             with suppress(OSError):
-                if path.stat().st_uid == os.getuid() and path.is_file():
-                    path.unlink()
-                    left.append(f"shared memory {path}")
-        return left
+                path.unlink()
+        rest = [path for path in new if path not in ours]
+        if rest:
+            elsewhere = _held_by(process.pid for process in below([1]))
+            self.unknown = [str(path) for path in rest if str(path) not in elsewhere]
+        return [f"shared memory {path}" for path in ours]
 
     def _left_folders(self) -> list[str]:
         left = []
@@ -196,12 +207,11 @@ def _shared_files() -> list[Path]:
         return []
 
 
-def _open_elsewhere() -> set[str]:
-    """Files in shared memory that any process has open or mapped."""
+def _held_by(pids: Iterable[int]) -> set[str]:
+    """Files in shared memory that these processes have open or mapped."""
     found: set[str] = set()
-    for place in Path("/proc").iterdir():
-        if not place.name.isdecimal() or int(place.name) == os.getpid():
-            continue
+    for pid in pids:
+        place = Path("/proc") / str(pid)
         with suppress(OSError):
             for descriptor in (place / "fd").iterdir():
                 with suppress(OSError):

@@ -86,9 +86,18 @@ def run_experiment(order: Order, *, say: Say, show: Say) -> Frame:
         if hasattr(module, "report"):
             module.report(order.options, frame)
         if order.layout == "faasm":
-            for folder in write_published(frame.records(), frame.directory, frame.directory):
-                frame.say(f"wrote {folder}")
+            _write_layout(frame)
     return frame
+
+
+def _write_layout(frame: Frame) -> None:
+    folders = write_published(frame.records(), frame.directory, frame.directory)
+    for folder in folders:
+        frame.say(f"wrote {folder}")
+    if not folders:
+        frame.say(
+            f"--layout faasm has no effect: the original's layout has no folders for {frame.name}"
+        )
 
 
 def report_again(directory: Path, *, show: Say, layout: str = "slosched") -> Frame:
@@ -115,7 +124,7 @@ def report_again(directory: Path, *, show: Say, layout: str = "slosched") -> Fra
     getattr(module, "report", module.run)(options, frame)
     write_report(frame, manifest)
     if layout == "faasm":
-        write_published(frame.records(), directory, directory)
+        _write_layout(frame)
     return frame
 
 
@@ -190,6 +199,10 @@ def _ends(frame: Frame, leaks: LeakCheck) -> Iterator[None]:
         yield
         frame.say("looking for what the run left behind")
         leaks.check()
+        if leaks.unknown:
+            frame.say(
+                f"in shared memory, and perhaps another program's: {', '.join(leaks.unknown)}"
+            )
     except BaseException as caught:
         error = caught
         if not isinstance(caught, Leaked):

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
-from slosched.errors import InvalidConfig
 from slosched.faasm.billing import HOST_SUFFIX, host_log_name
 from slosched.faasm.billing_host import summary_text
 from slosched.faasm.names import REPLACED
@@ -102,17 +101,12 @@ def latency_text(latencies_ns: Sequence[int], run_ns: int) -> str:
 def write_published(records: Iterable[Mapping[str, Any]], run: Path, into: Path) -> list[Path]:
     """Write the folders of all records that have the field `published` below `into`; return them.
 
-    `run` is the run's directory, whose billing logs are copied. Raises InvalidConfig if no record has the
-    field, and as write_file does.
+    `run` is the run's directory, whose billing logs are copied. Raises as write_file does.
     """
     by_folder: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if isinstance(made := record.get(PUBLISHED), Mapping):
             by_folder.setdefault(str(made["folder"]), []).append(record)
-    if not by_folder:
-        raise InvalidConfig(
-            f"{run}: no record has a form in the original's layout; leave --layout faasm out"
-        )
     return [_write(into / name, found, run) for name, found in by_folder.items()]
 
 
