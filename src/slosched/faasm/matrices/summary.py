@@ -44,8 +44,8 @@ def show(frame: Frame, systems: Sequence[System]) -> None:
 
 _DURATION_NOTE = (
     "From the call to the value, without polling; the matrices are made before. times: of the duration of "
-    "A @ B in one process, with one core or all, whichever was faster. A graph of calls is not for speed "
-    "here: one process is the fastest way to multiply matrices that it can hold."
+    "A @ B in one process, with one core or all, whichever was faster. On one machine a graph has no more "
+    "cores than one process: it is there for what calls and state cost, and not for speed."
 )
 _BYTES_NOTE = (
     "MB of block values. read and written: by the calls; all of it would move if nothing were shared. "

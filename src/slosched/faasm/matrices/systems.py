@@ -90,7 +90,16 @@ def all_systems(workers: int) -> dict[str, System]:
     """The systems by name, in the order in which they are shown. Raises InvalidConfig."""
     if not 1 <= workers <= _MOST_WORKERS:
         raise InvalidConfig(f"workers are 1 to {_MOST_WORKERS}, not {workers}")
-    listed = [
+    return {
+        each.name: replace(
+            each, title=each.title.format(n=workers), about=each.about.format(n=workers)
+        )
+        for each in (*_single_processes(), *_engines(workers))
+    }
+
+
+def _single_processes() -> list[System]:
+    return [
         System(
             name="whole",
             title="A @ B, one process",
@@ -116,6 +125,11 @@ def all_systems(workers: int) -> dict[str, System]:
             how="graph",
             one_core=True,
         ),
+    ]
+
+
+def _engines(workers: int) -> list[System]:
+    return [
         System(
             name="slot",
             title="slosched, 1 slot",
@@ -164,12 +178,6 @@ def all_systems(workers: int) -> dict[str, System]:
             alone=True,
         ),
     ]
-    return {
-        each.name: replace(
-            each, title=each.title.format(n=workers), about=each.about.format(n=workers)
-        )
-        for each in listed
-    }
 
 
 def chosen(names: Sequence[str], kernel: str, workers: int) -> list[System]:
@@ -280,9 +288,9 @@ def opened(
 ) -> Iterator[tuple[Engine, list[State]]]:
     """The engine of a system that has one, and the state of its calls, which may take `room_bytes`.
 
-    Leaves that are not NumPy's run on `device`. The first State is that of this process; if hosts are apart, each
-    of them has one more. NumPy in its processes has a core for each slot. What slosched's processes print goes to
-    `logs`. The state is gone afterwards.
+    Leaves that are not NumPy's run on `device`. The first State is that of this process; if hosts are apart,
+    each of them has one more. NumPy in its processes has a core for each slot. What slosched's processes print
+    goes to `logs`. The state is gone afterwards.
     """
     functions = offered(kernel)
     limits = Limits(bytes=room_bytes)
