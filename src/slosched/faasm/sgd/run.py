@@ -66,6 +66,8 @@ def run(options: Options, frame: Frame) -> None:
                         if engine is None:
                             engine = stack.enter_context(_opened(options, frame, workers, plans))
                         plan.train(engine, mode, workers, seed, counting)
+    for plan in plans:
+        plan.library()
 
 
 def report(options: Options, frame: Frame) -> None:
@@ -142,13 +144,17 @@ class _Plan:
     # ----------------------------------------------------------------------- what it is held to
 
     def references(self) -> None:
-        """The sequential training of each seed, and scikit-learn's."""
+        """The sequential training of each seed."""
         frame, options = self.frame, self.options
         warm_up()
         for seed in options.seeds:
             with frame.cell(f"{self.size} {SEQUENTIAL} seed={seed}") as cell:
                 if cell:
                     cell.row(self._sequential(seed))
+
+    def library(self) -> None:
+        """What scikit-learn finds. Last of all: its semaphores are in the way of processes started later."""
+        frame, options = self.frame, self.options
         with frame.cell(f"{self.size} {LIBRARY}") as cell:
             if cell:
                 named = {"size": self.size, "system": LIBRARY}
