@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -35,12 +36,14 @@ class Instance:
         self.plan = plan
         self._load()
         self.answer_image(_grey(plan))  # what the first run sets up
+        gc.freeze()  # no collection walks through torch, as in the processes of slosched's workers
 
     def _load(self) -> None:
         room = self._network_room
         made = room.Network(self.plan)
         block = room.read_weights(self.plan)
-        self._host: torch.Tensor = room.host_block(block, made.device)
+        self._pageable: torch.Tensor = room.pageable_block(block)
+        self._host: torch.Tensor = room.host_block(self._pageable, made.device)
         made.place(room.device_block(self._host, made.device))
         self._made: Any = made
 
@@ -53,11 +56,11 @@ class Instance:
             sleep_ns(pause_ns)
         room = self._network_room
         if rung == "L3":
-            del self._made, self._host
+            del self._made, self._host, self._pageable
             self._load()
         elif rung in ("L1", "L2"):
             device = self._made.device
-            source = self._host if rung == "L1" else self._host.clone()
+            source = self._host if rung == "L1" else self._pageable
             self._made.place(room.device_block(source, device))
         elif rung != WARM:
             raise InvalidConfig(

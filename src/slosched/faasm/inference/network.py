@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +126,8 @@ class Network:
         self._sizes = [
             (name, tuple(each.shape), each.numel()) for name, each in _weighed(self._module)
         ]
+        self._count = sum(count for _, _, count in self._sizes)
+        self._placed: dict[str, torch.Tensor] = {}
         self._counters = {
             name: torch.zeros(tuple(each.shape), dtype=each.dtype, device=self.device)
             for name, each in self._module.state_dict().items()
@@ -135,16 +136,24 @@ class Network:
 
     def place(self, block: torch.Tensor) -> None:
         """Take the weights in `block`, one float32 tensor on the network's device, which is kept."""
-        tensors: dict[str, Any] = dict(self._counters)
+        if block.numel() != self._count:
+            raise InvalidConfig(
+                f"the weights have {block.numel():,} numbers and the network {self._count:,}"
+            )
+        parts: dict[str, torch.Tensor] = {}
         at = 0
         for name, shape, count in self._sizes:
-            tensors[name] = block[at : at + count].view(shape)
+            parts[name] = block[at : at + count].view(shape)
             at += count
-        if at != block.numel():
-            raise InvalidConfig(
-                f"the weights have {block.numel():,} numbers and the network {at:,}"
-            )
-        self._module.load_state_dict(tensors, assign=True)
+        if self._placed:  # the module has tensors on the device: each takes other memory
+            for name, part in parts.items():
+                self._placed[name].data = part
+            return
+        self._module.load_state_dict({**self._counters, **parts}, assign=True)
+        self._placed = {
+            **dict(self._module.named_parameters()),
+            **dict(self._module.named_buffers()),
+        }
 
     def answer(self, image: Image) -> tuple[list[int], list[float]]:
         """The five likeliest classes of a picture (rows, columns, 3) of uint8, and their probabilities."""
@@ -161,11 +170,15 @@ class Network:
             return places.tolist(), scores.tolist()
 
 
-def host_block(block: npt.NDArray[np.float32], device: torch.device) -> torch.Tensor:
+def pageable_block(block: npt.NDArray[np.float32]) -> torch.Tensor:
+    """The block as a tensor that shares its memory."""
+    return torch.from_numpy(block)
+
+
+def host_block(block: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The block as a tensor in host memory: pinned where the network is on a GPU, as the snapshot of rung
     L1."""
-    tensor = torch.from_numpy(block)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    return block.pin_memory() if device.type == "cuda" else block
 
 
 def device_block(block: torch.Tensor, device: torch.device) -> torch.Tensor:
