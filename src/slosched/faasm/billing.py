@@ -274,6 +274,7 @@ class Billing:
                 entry = ProcessBill(process.pid, command_of(process), at_ns, at_ns)
                 self.processes[process.identity] = entry
             entry.last_ns = at_ns
+            entry.command = command_of(process)  # a process begins under its parent's
             entry.cpu_ns = process.cpu_ns - self._cpu_first.get(process.identity, 0)
             entry.peak_pss_bytes = max(entry.peak_pss_bytes, memory.pss_bytes)
             entry.peak_rss_bytes = max(entry.peak_rss_bytes, memory.rss_bytes)
