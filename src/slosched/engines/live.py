@@ -7,9 +7,11 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +20,8 @@ from slosched.clients.blocking import Client
 from slosched.clients.calls import prepared
 from slosched.codes import Code
 from slosched.engines.engine import Offered, known, offered, run_state
-from slosched.errors import InvalidConfig
+from slosched.engines.restarts import Restarts, Start
+from slosched.errors import ConnectionLost, InvalidConfig
 from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.functions.errors import FunctionError, call_failed
 from slosched.functions.function import Function, duration_ns_of
@@ -39,14 +42,22 @@ _ROOM_S = 600.0
 class LiveHandle:
     """A call that was sent."""
 
-    def __init__(self, function: Function[Any], future: Future[Any]) -> None:
-        self._function, self._future = function, future
+    def __init__(
+        self, function: Function[Any], future: Future[Any], check: Callable[[], None]
+    ) -> None:
+        self._function, self._future, self._check = function, future, check
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the value. Raises what Client.call does; TimeoutError after `timeout_s`: it goes on then."""
+        """Wait for the value. Raises what Client.call does; TimeoutError after `timeout_s`: it goes on then;
+        ChildFailed if the engine broke meanwhile.
+        """
         try:
             return self._future.result(timeout_s)
+        except ConnectionLost:
+            self._check()
+            raise
         except CancelledError:
+            self._check()
             raise call_failed(
                 self._function.name, code=Code.CANCELLED, reason="its caller gave it up"
             ) from None
@@ -73,6 +84,10 @@ class LiveEngine:
     With `apart` each worker has shared memory of its own, as if it ran on another host: arrays of the state go
     from one to the other through the store alone, which must then be Redis or embedded:FOLDER. Those hosts are
     emulated: network, cores and memory are this host's.
+
+    A worker that ends is started again: what it ran is answered with a code, and calls that come before it is
+    back are refused, unless another worker takes them. If the controller ends, or a worker does for the sixth
+    time in a minute, calls raise ChildFailed from then on.
 
     Workers import the functions' modules, so a function of `__main__` or within another one cannot be used.
     Raises FunctionError for these, ChildFailed if a process does not start, InvalidRequest or RequestFailed
@@ -107,19 +122,18 @@ class LiveEngine:
             )
         self.address = address or ""
         self.workers, self.slots, self.apart = workers, slots, apart
-        self._children: Children | None = None
-        #: The processes of the engine: its workers, and then its controller.
-        self.processes: list[Child] = []
+        self._restarts: Restarts | None = None
         self._worker_options = [*worker_options]
         self._controller_options = [
             *("--default-slo", f"{duration_ns_of(default_slo)}ns"),
             *controller_options,
         ]
+        tend: Callable[..., Restarts] | None = None
         with ExitStack() as opened:
             if address is None:
                 specs = [_importable(each) for each in functions]
                 try:
-                    self._start(opened, specs, state, logs)
+                    tend = self._start(opened, specs, state, logs)
                 except ChildFailed as error:
                     if logs is not None or error.child is None:
                         raise
@@ -133,6 +147,9 @@ class LiveEngine:
                 )
             self._client = Client(self.address, name="slosched engine", timeout_s=_READY_S)
             opened.callback(self._client.close)
+            if tend is not None:
+                self._restarts = tend(when_broken=self._client.close)
+                opened.callback(self._restarts.close)
             for name in self.functions:
                 self._client.load(name, timeout_s=_LOADED_S)
             self._opened = opened.pop_all()
@@ -143,8 +160,10 @@ class LiveEngine:
         specs: Sequence[str],
         state: State | str | None,
         logs: str | Path | None,
-    ) -> None:
-        """Start the processes. `opened` ends them, and what else was opened for them."""
+    ) -> Callable[..., Restarts]:
+        """Start the processes. `opened` ends them, and what else was opened for them. Returns what looks after
+        them, once it is called.
+        """
         if logs is None:
             _remove_left_behind(Path(tempfile.gettempdir()))
             prefix = f"{_FOLDER}{os.getpid()}-"
@@ -171,14 +190,18 @@ class LiveEngine:
         words = ["worker", "--device", "none", "--functions", ",".join(specs)]
         words += ["--bind", "127.0.0.1", "--port", "0", *self._worker_options]
         words += [] if self.slots is None else ["--slots", str(self.slots)]
-        started = [
-            children.start(
+        starts = [
+            Start(
                 f"worker {n}",
                 words,
-                folder / f"worker-{n}.log",
-                env={**environment, folders.PREFIX_VARIABLE: roots[n]} if roots else None,
+                folder,
+                {**environment, folders.PREFIX_VARIABLE: roots[n]} if roots else None,
             )
             for n in range(self.workers)
+        ]
+        started = [
+            children.start(each.name, each.words, folder / f"worker-{n}.log", env=each.env)
+            for n, each in enumerate(starts)
         ]
         ports = [children.wait_ready(each, within_s=_READY_S) for each in started]
         words = ["controller", "INFER5", "--bind", "127.0.0.1", "--port", "0", "--http-port", "-1"]
@@ -187,12 +210,27 @@ class LiveEngine:
         controller = children.start("controller", words, folder / "controller.log")
         port = children.wait_ready(controller, within_s=_READY_S)
         self.address = f"127.0.0.1:{port}"
-        self._children, self.processes = children, [*started, controller]
+        again = [
+            replace(each, words=[*each.words, "--port", str(at)])  # the last one counts
+            for each, at in zip(starts, ports, strict=True)
+        ]
+        return partial(Restarts, children, again, started, controller)
+
+    @property
+    def processes(self) -> list[Child]:
+        """The processes of the engine: its workers, and then its controller."""
+        restarts = self._restarts
+        return [] if restarts is None else [*restarts.workers, restarts.controller]
 
     def check(self) -> None:
-        """Raise ChildFailed if a process of the engine has ended."""
-        if self._children is not None:
-            self._children.check()
+        """Raise ChildFailed if a process of the engine has ended, also if another was started in its place."""
+        if self._restarts is not None:
+            self._restarts.check()
+
+    def _check_unbroken(self) -> None:
+        """Raise ChildFailed if the engine cannot go on."""
+        if self._restarts is not None and self._restarts.broken is not None:
+            raise self._restarts.broken
 
     @property
     def client(self) -> Client:
@@ -222,9 +260,10 @@ class LiveEngine:
             future = self._client.start_prepared(call, patient=True)
         except BaseException:
             self._room.release()
+            self._check_unbroken()
             raise
         future.add_done_callback(lambda _: self._room.release())
-        return LiveHandle(called, future)
+        return LiveHandle(called, future, self._check_unbroken)
 
     def map(
         self,
@@ -237,10 +276,14 @@ class LiveEngine:
         """The values of many calls; see Engine.map. It has `most_unanswered` calls of its own on their way."""
         called = known(self.functions, function)
         options: dict[str, Any] = {"slo": slo, "near": "", "timeout_s": None, "user_id": 0}
-        with self._client.batch(most=self._most_unanswered, within_s=_ROOM_S) as batch:
-            for args in calls:
-                batch.add(prepared(called, args, {}, **options))
-            return batch.values()
+        try:
+            with self._client.batch(most=self._most_unanswered, within_s=_ROOM_S) as batch:
+                for args in calls:
+                    batch.add(prepared(called, args, {}, **options))
+                return batch.values()
+        except (ConnectionLost, CancelledError):
+            self._check_unbroken()
+            raise
 
     def close(self) -> None:
         """End the client and the processes, and drop the state that the engine opened. Idempotent."""
