@@ -295,7 +295,7 @@ class WorkerServer:
             return
         due_ns = self._stepper.next_due_ns()
         if self._held_until_ns:
-            due_ns = min(self._held_until_ns, due_ns or self._held_until_ns)
+            due_ns = min(self._held_until_ns, self._held_until_ns if due_ns is None else due_ns)
         collector = self._collector
         if collector is not None and self._clock() >= collector.due_ns:
             if not self._router.has_input():
