@@ -1,4 +1,4 @@
-"""A worker of the live engine that ends is started again, for a time; a controller that ends ends the engine."""
+"""A worker of the live engine that ends is started again; an engine whose controller ends says so."""
 
 from __future__ import annotations
 
