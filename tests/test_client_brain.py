@@ -29,6 +29,7 @@ from slosched.core.client.interface import (
     Why,
 )
 from slosched.core.client.requests import GRACE_NS, LOAD_AGAIN_NS
+from slosched.message_types import FunctionInfo
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -430,3 +431,54 @@ def test_alarms_ring_in_order_and_once() -> None:
     assert alarms.next_ns() == 20
     assert [*alarms.due(25)] == ["b", "c", "a"]
     assert alarms.next_ns() is None and len(alarms) == 0
+
+
+def _called(rig: Rig, **given: Any) -> int:
+    """A call of a function with a limit of 10 s, sent to the controller."""
+    import msgspec
+
+    [info] = infos(0, 1)
+    info = msgspec.structs.replace(info, function=FunctionInfo(limit_ns=10 * NS_PER_S))
+    rig.do(Load("toy", 1, 60 * NS_PER_S))
+    [request] = rig.take(LoadModelRequest)
+    rig.hears(LoadModelReply(request.request_id, 0, "", (info,)))
+    [replied] = rig.take(Replied)
+    return rig.infer(replied.models[0], bounded=True, has_input=True, **given)
+
+
+def _hears_for(rig: Rig, ns: int) -> None:
+    for _ in range(ns // NS_PER_S):
+        rig.passes(NS_PER_S)
+        rig.welcome()
+
+
+def test_a_call_that_runs_on_after_its_deadline_is_waited_for_up_to_its_functions_limit() -> None:
+    rig = Rig().opened()
+    number = _called(rig)
+    _hears_for(rig, SLO_NS + GRACE_NS + 9 * NS_PER_S)
+    assert not rig.take(Failed) and not rig.take(CancelRequest)
+    rig.hears(InferReply(number, 105, "the time of a call", 0, 0, 0, False))
+    assert [reply.code for reply in rig.take(InferReply)] == [105]
+    late = _called(rig)
+    _hears_for(rig, 2 * GRACE_NS + 12 * NS_PER_S)
+    [failed] = rig.take(Failed)
+    assert (failed.request_id, failed.why) == (late, Why.LIMIT)
+    assert "did not end within the limit of its function" in failed.reason
+    assert rig.take(CancelRequest)
+
+
+def test_a_late_call_of_a_controller_that_is_silent_is_lost() -> None:
+    rig = Rig().opened()
+    number = _called(rig)
+    rig.passes(SLO_NS + GRACE_NS + 2 * TICK_NS)
+    [failed] = rig.take(Failed)
+    assert (failed.request_id, failed.why) == (number, Why.LOST)
+
+
+def test_a_late_call_keeps_its_callers_own_limit() -> None:
+    rig = Rig().opened()
+    number = _called(rig, within_ns=8 * NS_PER_S)
+    _hears_for(rig, 8 * NS_PER_S)
+    [failed] = rig.take(Failed)
+    assert (failed.request_id, failed.why) == (number, Why.LIMIT)
+    assert "timeout_s" in failed.reason

@@ -5,6 +5,7 @@ sent --reply--> answered                     a repeated reply finds nothing, and
 sent --refused, and it `waits`--> waiting    once: no model saw it, the controller had forgotten us
 sent --refused--> answered, with the code of the refusal
 sent --the controller was restarted, or could not be reached--> Failed (LOST): it may have run already
+sent --its limit has passed, and it is a call--> sent, up to the limit of its function: it runs on
 waiting or sent --its limit has passed--> Failed, and cancelled
 waiting or sent --five silent ticks, and its SLO is unknown--> Failed (LOST)
 """
@@ -62,6 +63,7 @@ class Requests:
         self._tried_again: set[int] = set()
         self._ends_ns: dict[int, int] = {}  # of the callers' own limits
         self._until_silence: dict[int, None] = {}
+        self._run_on: set[int] = set()  # calls that were not over at their deadline
         self._later: list[InferRequest] = []  # they leave together
         self._crowded_until_ns = 0
         self._gathering = self._rung = False
@@ -194,6 +196,7 @@ class Requests:
         self._alarms.unset(("limit", request_id))
         self._until_silence.pop(request_id, None)
         self._tried_again.discard(request_id)
+        self._run_on.discard(request_id)
         self._ends_ns.pop(request_id, None)
         self._sent_ns.pop(request_id, None)
 
@@ -256,6 +259,14 @@ class Requests:
         elif request_id in self._waiting:
             why, text = Why.LOST, f"model {name!r} was not loaded again within "
             text += f"{format_duration(LOAD_AGAIN_NS)}{why_waiting}"
+        elif request_id in self._run_on:
+            why, text = (
+                Why.LIMIT,
+                f"the call of {name!r} did not end within the limit of its function after its deadline; it "
+                "was cancelled",
+            )
+        elif self._runs_on(request_id, event, now_ns):
+            return
         else:
             limit_ns = self._limit_ns(event)
             known = bool(_slo_ns(event) or self.default_slo_ns)
@@ -269,6 +280,21 @@ class Requests:
             )
         self.cancel(request_id)
         self._emit(Failed(request_id, why, text, int(Code.CANCELLED)))
+
+    def _runs_on(self, request_id: int, event: Infer, now_ns: int) -> bool:
+        """True for a call that may still run, late as it is: only its function's limit ends it.
+
+        It is waited for as long as the controller is heard.
+        """
+        function = event.model.info.function
+        if function is None:
+            return False
+        self._run_on.add(request_id)
+        self._until_silence[request_id] = None
+        ends_ns = now_ns + (function.limit_ns + self._grace() or UNKNOWN_SLO_LIMIT_NS)
+        ends_ns = min(ends_ns, self._ends_ns.get(request_id, ends_ns))
+        self._alarms.set(("limit", request_id), ends_ns)
+        return True
 
     def silent(self, reason: str) -> None:
         """The controller has fallen silent: requests without a time limit of their own end."""
