@@ -22,7 +22,6 @@ from slosched.engines.local import LocalEngine
 from slosched.errors import (
     ConnectionLost,
     DeadlineExceeded,
-    InvalidConfig,
     InvalidRequest,
     RequestFailed,
 )
@@ -184,7 +183,7 @@ def test_wrong_calls_are_refused_before_anything_is_sent() -> None:
                     (InvalidRequest, ("noop",), {"timeout_s": -1}),
                     (InvalidRequest, ("noop",), {"user_id": "x"}),
                     (InvalidRequest, ("noop",), {"near": "x" * 257}),
-                    (InvalidConfig, ("noop",), {"near": 3}),
+                    (InvalidRequest, ("noop",), {"near": 3}),
                 ):
                     with pytest.raises(error):
                         await client.call(*args, **options)
@@ -294,3 +293,15 @@ def test_many_first_calls_ask_once_for_their_function() -> None:
                 assert named["kwargs"] == {"function": 1, "self": 2, "args": 3}
 
     run(work())
+
+
+def test_the_callers_limit_holds_while_the_function_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FunctionController, "_load", lambda *args: None)
+    with (
+        FunctionController() as controller,
+        Client(controller.address) as client,
+        pytest.raises(RequestFailed, match="'noop' is still being loaded"),
+    ):
+        client.call("noop", slo="60s", timeout_s=0.2)

@@ -139,6 +139,20 @@ class Caller:
             )
         return model, model.info.function
 
+    async def _function_within(self, call: Prepared) -> tuple[Model, FunctionInfo]:
+        """`function`, within the caller's own time limit. Raises RequestFailed once that has passed."""
+        if not call.within_ns:
+            return await self.function(call.name)
+        try:
+            async with asyncio.timeout(call.within_ns / NS_PER_S):
+                return await self.function(call.name)
+        except TimeoutError:
+            raise RequestFailed(
+                f"no answer within timeout_s, {format_duration(call.within_ns)}: the function {call.name!r} is "
+                "still being loaded",
+                code=Code.CANCELLED,
+            ) from None
+
     def _load_once(self, name: str) -> asyncio.Task[list[Model]]:
         task = self._loading.get(name)
         if task is None:
@@ -186,7 +200,7 @@ class Caller:
         raise AssertionError("a code other than 0 is an error")
 
     async def _answer_once(self, call: Prepared) -> CallAnswer:
-        model, info = await self.function(call.name)
+        model, info = await self._function_within(call)
         sent_ns = now_ns()
         event = _event(model, info, call)
         reply, frame = await self._answer_to(event, call.frame, sent_ns)
@@ -221,6 +235,8 @@ def _value(name: str, frame: Frame) -> Any:
 
 
 def _key(near: object) -> str:
+    if not isinstance(near, str):
+        raise InvalidRequest(f"near must be a text, not {near!r}", code=Code.INVALID_REQUEST)
     key = client_name(near)
     if len(key) > _LONGEST_KEY:
         raise InvalidRequest(
