@@ -111,6 +111,13 @@ def test_1_8_64_nested_calls_end_with_few_slots(
         assert settled(futures) == [9] * 8
 
 
+def test_a_tree_of_4000_calls_ends_on_a_worker_with_256_unfinished_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(tmp_path, monkeypatch, 2) as it, Client(it.address) as client:
+        assert client.call("tree", 2, 63, slo="300s", timeout_s=120) == 63 * 63
+
+
 def test_what_a_child_does_costs_its_parent_an_exception(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,50 @@ def test_a_call_has_ten_thousand_children_at_a_time_and_no_more() -> None:
     assert len(outcome.bodies) == 1 + 10_000
 
 
+@pytest.mark.parametrize(
+    ("widths", "slots"), [((63, 63), 1), ((2,) * 11, 8), ((1000, 3), 2), ((16, 16, 16), 1)]
+)
+def test_a_tree_of_4000_calls_ends_on_a_worker_with_256_unfinished_calls(
+    widths: tuple[int, ...], slots: int
+) -> None:
+    """Deeper calls go first, so few have begun at a time. All levels are one function."""
+    scripts = [
+        Script((Run(MS // 4), Chain("f", width, numbers=(level,)), ALL))
+        for level, width in enumerate(widths, 1)
+    ]
+    leaf = Script((Run(MS),))
+    tree = EmulatedFunction(name="f", scripts=(*scripts, leaf), info=FunctionInfo(slo_ns=LONG_NS))
+    outcome = run(tree, slots=slots)
+    assert [each.code for each in outcome.answers] == [0]
+    assert len(outcome.bodies) > 4000
+
+
+def test_calls_that_are_suspended_for_another_worker_wait_for_one_another() -> None:
+    """Their own host is idle, and would begin them all: more than it may have."""
+    parents = (function("f", Chain("g", 40), ALL), function("g", Run(MS), Chain("h", 3), ALL))
+    hosts = (HostPlan(parents, slots=2, most_calls=16), HostPlan((function("h", Run(MS)),)))
+    outcome = simulate_calls(CallSpec(hosts=hosts, arrivals=(CallArrival(at_ns=0, function="f"),)))
+    assert [each.code for each in outcome.answers] == [0]
+    assert len(outcome.bodies) == 1 + 40 + 120
+
+
+def test_calls_nest_over_all_workers_when_one_is_full() -> None:
+    outcome = run(function("f", Chain("f"), ALL), most_calls=20, workers=3)
+    (answered,) = outcome.answers
+    assert "this worker has 20 unfinished calls" in answered.replies[0].reason
+    assert len(outcome.bodies) == 60
+
+
+def test_of_calls_that_block_one_another_few_are_answered_with_an_error() -> None:
+    """Each awaits a child that needs the same host, and all that may begin have."""
+    outcome = run(
+        function("f", Chain("g"), ALL), function("g", Run(MS)), most_calls=4, calls=50, slots=3
+    )
+    failed = [each for each in outcome.answers if each.code]
+    assert len(failed) <= 10
+    assert all("no call can go on" in each.replies[0].reason for each in failed)
+
+
 def test_children_run_on_the_worker_that_has_their_function() -> None:
     hosts = (
         HostPlan((function("f", Chain("g", 3), ALL),)),

@@ -39,6 +39,7 @@ from slosched.core.scheduler.answers import Answers, Plan
 from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.foreign_text import printable
+from slosched.core.scheduler.full_hosts import FullHosts
 from slosched.core.scheduler.interface import CallPart, CallPartDone, ToWorker
 from slosched.core.scheduler.nested_calls import Nested
 from slosched.core.scheduler.policies.base import Policy
@@ -94,10 +95,12 @@ class Chains:
         policy: Policy,
         arrivals: Arrivals,
         answers: Answers,
+        full_hosts: FullHosts,
         end: End,
         answer: Answer,
     ) -> None:
         self._cluster, self._policy = cluster, policy
+        self._full_hosts = full_hosts
         self._arrivals, self._answers = arrivals, answers
         self._end, self._answer = end, answer
         kind = cluster.kinds[ActionType.CALL]
@@ -250,6 +253,7 @@ class Chains:
         call.ran_ns = span.duration_ns
         call.suspended_ns = max(0, span.end_ns - span.begin_ns - span.duration_ns)
         call.action = None
+        self._full_hosts.ended(action.gpu)
         if request.state is RequestState.ANSWERED:
             return 0
         output = outputs[0] if outputs and any(result.output_sizes) else None
@@ -275,6 +279,7 @@ class Chains:
         plan = Plan.of(action, start_ns=call.begin_ns, exec_ns=call.ran_ns)
         began = lost or call.begin_ns >= 0 or code not in UNSTARTED
         if began:
+            self._full_hosts.ended(action.gpu)
             function = request.instance.function
             may_again = function is not None and function.idempotent and (lost or code in ENDED)
             if not may_again or request.tried_alone:
@@ -283,6 +288,8 @@ class Chains:
                 return
             request.tried_alone = True  # once, whatever comes
             request.excused += 1
+        elif code == Code.TOO_MANY_CALLS and self._full_hosts.refused(action.gpu, reason):
+            request.excused += 1  # it goes elsewhere, or there when a call has ended
         elif action.gpu.worker.leaving and code in _HANDED_BACK:
             request.excused += 1
         elif code == Code.EXEC_TOO_LATE and request.attempts < _MOST_MOVES:

@@ -26,6 +26,7 @@ from slosched.core.scheduler.client_sessions import ClientSessions, some_request
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.door import Door
 from slosched.core.scheduler.foreign_text import made_safe
+from slosched.core.scheduler.full_hosts import FullHosts
 from slosched.core.scheduler.interface import (
     ClientLost,
     Drain,
@@ -140,9 +141,11 @@ class Scheduler:
         )
         config = self.cluster.config
         self._overdue = Overdue(self.cluster, self._not_reported)
+        self._full_hosts = FullHosts(self.cluster, self._end)
         self.second_tries = SecondTries(
             self.cluster,
             end=self._answer,
+            full=self._full_hosts.full,
             wanted=lambda request, now_ns: self._ends.weights_wanted(request, now_ns),
         )
         weights = Weights(config)
@@ -163,7 +166,13 @@ class Scheduler:
             self._answer,
         )
         self.chains = Chains(
-            self.cluster, self.policy, self.arrivals, self.answers, self._end, self._answer
+            self.cluster,
+            self.policy,
+            self.arrivals,
+            self.answers,
+            self._full_hosts,
+            self._end,
+            self._answer,
         )
         self._ends = ActionEnds(
             self.cluster, self.policy, self.second_tries, self.answers, self.chains, self._answer
@@ -224,6 +233,9 @@ class Scheduler:
         self.second_tries.plan(now_ns=now_ns)
         self._unready.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
+        if self._full_hosts.full:
+            loading = bool(self._unready) or bool(self.catalog.waiting)
+            self._full_hosts.plan(self.arrivals.children, loading=loading)
         if self.catalog.waiting:
             self.catalog.advance(now_ns=now_ns)
         return self._step_ended()

@@ -20,7 +20,7 @@ as can go, and the first that cannot.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from slosched.codes import ActionType, Code, code_name
@@ -97,13 +97,20 @@ class _Holders:
 class SecondTries:
     """The lots that wait.
 
-    `end` answers a request. `wanted` is called for a queued request whose model was evicted for a lot.
+    `end` answers a request. `wanted` is called for a queued request whose model was evicted for a lot. Devices
+    in `full` get nothing (full_hosts.py).
     """
 
     def __init__(
-        self, cluster: Cluster, *, end: End, wanted: Callable[[Request, int], None]
+        self,
+        cluster: Cluster,
+        *,
+        end: End,
+        wanted: Callable[[Request, int], None],
+        full: Mapping[int, Gpu],
     ) -> None:
         self._cluster, self._end, self._wanted = cluster, end, wanted
+        self._full = full
         #: By queue id and whether alone; each in its order, and none is empty.
         self._lots: dict[tuple[int, bool], list[Lot]] = {}
         #: GPUs kept free for lots that must run alone or whose weights must be loaded, by index.
@@ -111,7 +118,8 @@ class SecondTries:
         self._loading: dict[int, Gpu] = {}  # model id -> the one of these that its weights go to
         self._ending: dict[int, tuple[Gpu, int]] = {}  # GPU index -> until when it gets nothing
         self._leaving: dict[int, Gpu] = {}  # whose workers said goodbye
-        self._shunned: dict[int, Gpu] = {}  # both; the former unless there are no others
+        #: All of these, and the full ones; those that may end unless there are no others.
+        self._shunned: dict[int, Gpu] = {}
         self._lot_of: dict[int, Lot] = {}  # by request key
         #: The cost of decisions: lots and GPUs examined.
         self.lots_looked_at = 0
@@ -200,7 +208,7 @@ class SecondTries:
 
     def plan(self, *, now_ns: int) -> None:
         """Send what can go now; answer what cannot be in time any more."""
-        if not self._lots and not self._held and not self._ending and not self._leaving:
+        if not (self._lots or self._held or self._ending or self._leaving or self._full):
             return
         self._shun(now_ns)
         holds = dict(self._shunned)
@@ -227,7 +235,7 @@ class SecondTries:
         self._leaving = {i: gpu for i, gpu in self._leaving.items() if gpus.get(i) is gpu}
         ending = {i: gpu for i, (gpu, _) in self._ending.items() if i not in self._leaving}
         others = len(ending) + len(self._leaving) < len(gpus)
-        self._shunned = {**(ending if others else {}), **self._leaving}
+        self._shunned = {**(ending if others else {}), **self._leaving, **self._full}
 
     def _give_out(self, holds: dict[int, Gpu], now_ns: int) -> None:
         """Look at the lots by deadline; of each model and kind no further than the first that must wait."""

@@ -43,6 +43,9 @@ class Unready:
         self._waiting: dict[str, list[Request]] = {}  # by function
         self._expiry: list[tuple[int, int, Request]] = []  # a heap; some have ended
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
     # ------------------------------------------------------------------------------- arrival
 
     def is_coming(self, name: str, model: Instance | None) -> bool:
