@@ -30,7 +30,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 #: Where the commands stand that a reader copies. The pages that are run as a whole have tests of their own.
 PAGES = [
     REFERENCE,
-    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("experiment", "functions")),
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("experiment", "functions", "faasm")),
 ]
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
 DOCUMENTS += [ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,6 +73,8 @@ def test_every_command_is_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for target in (
+        "slosched.faasm.frame_all.run_all",
+        "slosched.faasm.frame_run.run_experiment",
         "slosched.daemon.worker.run_worker",
         "slosched.daemon.supervisor.run_workers",
         "slosched.daemon.controller.run_controller",
