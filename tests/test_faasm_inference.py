@@ -262,6 +262,15 @@ def test_an_answer_behind_the_end_is_no_throughput() -> None:
     outcomes = (outcome(0, 5), outcome(1, 2000))
     found = measures.record(Loaded(begin_ns=0, duration_ns=NS_PER_S, outcomes=outcomes))
     assert (found["ok"], found["achieved_per_s"]) == (2, 1)
+    assert measures.capacity_of(found) == 1
+
+
+def test_the_capacity_of_a_system_that_is_slower_than_its_run_is_what_it_took() -> None:
+    outcomes = (outcome(0, 2000), outcome(1, 4000), outcome(2, 5000, status="timeout"))
+    loaded = Loaded(begin_ns=0, duration_ns=NS_PER_S, outcomes=outcomes)
+    assert measures.capacity_of(measures.record(loaded)) == 0.5
+    nothing = Loaded(begin_ns=0, duration_ns=NS_PER_S, outcomes=outcomes[2:])
+    assert measures.capacity_of(measures.record(nothing)) == 0
 
 
 def test_raw_records_are_read_as_they_were_written(tmp_path: Path) -> None:

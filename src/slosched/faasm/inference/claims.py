@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slosched.faasm.inference.measures import capacity_of
 from slosched.faasm.inference.requests import Outcome
 from slosched.units import NS_PER_MS
 
@@ -194,15 +195,15 @@ def claims(records: Sequence[Record]) -> list[dict[str, Any]]:
             if each["loop"] == "capacity" and each["cold"] == rule and each["rung"] == "L3"
         }
         for baseline in ("container", "process"):
-            if "slosched" in found and baseline in found and found[baseline]["achieved_per_s"]:
+            if "slosched" in found and baseline in found and capacity_of(found[baseline]):
                 rows.append(
                     {
                         "claim": "2 x throughput",
                         "cold": rule,
                         "against": _named(baseline),
-                        "slosched": _rate(found, "slosched"),
-                        "baseline": _rate(found, baseline),
-                        "found": f"{_rate(found, 'slosched') / _rate(found, baseline):.2f} x",
+                        "slosched": capacity_of(found["slosched"]),
+                        "baseline": capacity_of(found[baseline]),
+                        "found": f"{capacity_of(found['slosched']) / capacity_of(found[baseline]):.2f} x",
                     }
                 )
             tails = _tails(records, rule, baseline)
@@ -219,10 +220,6 @@ def claims(records: Sequence[Record]) -> list[dict[str, Any]]:
                     }
                 )
     return rows
-
-
-def _rate(found: Mapping[str, Record], system: str) -> float:
-    return float(found[system]["achieved_per_s"])
 
 
 def _tails(records: Sequence[Record], rule: str, baseline: str) -> tuple[float, float] | None:

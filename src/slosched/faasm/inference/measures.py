@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slosched.faasm.inference.load import Loaded
@@ -44,12 +44,27 @@ def record(loaded: Loaded) -> dict[str, Any]:
         "cold_refused": sum(1 for each in cold if each.status == "refused"),
         "offered_per_s": len(outcomes) / seconds,
         "achieved_per_s": len(within) / seconds,
+        "drained_per_s": _drained_per_s(loaded),
         **percentiles("", outcomes),
         **percentiles("warm_", [each for each in outcomes if not each.is_cold]),
         **percentiles("cold_", cold),
         "issue_delay_p99_ms": _ms(percentile(late_ns, 99)),
         "answers": answers_of(outcomes),
     }
+
+
+def _drained_per_s(loaded: Loaded) -> float:
+    """Answers per s from the begin to the last one, also behind the run's end."""
+    done = [each.done_ns for each in loaded.outcomes if each.status == "ok"]
+    return len(done) * NS_PER_S / (max(done) - loaded.begin_ns) if done else 0.0
+
+
+def capacity_of(found: Mapping[str, Any]) -> float:
+    """The capacity that a record of a run without think times shows, per s: 0 if nothing was answered.
+
+    A short run of a slow system may end before its first answers; these then count for the time they took.
+    """
+    return float(found["achieved_per_s"] or found["drained_per_s"])
 
 
 def percentiles(prefix: str, outcomes: Sequence[Outcome]) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from slosched.errors import MissingPackage
 from slosched.faasm.frame import Frame
 from slosched.faasm.inference import claims
 from slosched.faasm.inference.choices import ABOUT
+from slosched.faasm.inference.measures import capacity_of
 from slosched.faasm.inference.requests import read_outcomes
 from slosched.units import NS_PER_MS
 
@@ -115,7 +116,7 @@ def infinite(each: Record, field: str) -> float | None:
 
 def _capacity_row(each: Record, capacity: Sequence[Record]) -> dict[str, Any]:
     beside = [
-        float(other["achieved_per_s"])
+        capacity_of(other)
         for other in capacity
         if other["system"] == "container" and other["cold"] == each["cold"]
     ]
@@ -124,8 +125,8 @@ def _capacity_row(each: Record, capacity: Sequence[Record]) -> dict[str, Any]:
         "cold": each["cold"],
         "rung": each["rung"],
         "instances": each["instances"],
-        "capacity_per_s": each["achieved_per_s"],
-        "of_container": each["achieved_per_s"] / beside[0] if beside and beside[0] else None,
+        "capacity_per_s": capacity_of(each),
+        "of_container": capacity_of(each) / beside[0] if beside and beside[0] else None,
         "p50": each["p50_ms"],
         "p99": each["p99_ms"],
         "pss_mb": each["peak_pss_mb"],

@@ -12,6 +12,7 @@ from slosched.faasm.frame import Frame
 from slosched.faasm.inference import summary
 from slosched.faasm.inference.campaign import Campaign, Setting, planned, rungs_of, systems_of
 from slosched.faasm.inference.load import Arrivals, Closed, Open
+from slosched.faasm.inference.measures import capacity_of
 from slosched.faasm.inference.options import ThroughputOptions
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -45,7 +46,7 @@ def run(options: ThroughputOptions, frame: Frame) -> None:
 def _capacity(frame: Frame, setting: Setting) -> float:
     """What the system answered per second without think times. Raises SloschedError if nothing was."""
     [found] = frame.records(_capacity_key(setting.system, setting.rule, setting.rung))
-    capacity = float(found["achieved_per_s"])
+    capacity = capacity_of(found)
     if capacity <= 0:
         raise SloschedError(f"{setting.system} answered nothing while its capacity was measured")
     return capacity
