@@ -88,7 +88,7 @@ class WorkerConfig(FunctionOptions):
         str,
         Option(
             help="auto, cuda:N, cpu, emulated, none (functions alone), or one of another package. Default "
-            "{default}: every GPU of the host, else the CPU.",
+            "{default}: every GPU of the host, else the CPU; none with --functions and without models.",
             metavar="DEVICE",
         ),
     ] = "auto"

@@ -23,7 +23,8 @@ def worker(*, options: Options, config: _Config = None) -> None:
 
     One line says when it is ready. SIGTERM or Ctrl-C finishes what runs, answers the rest and exits 0.
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
-    that the profile says and compute nothing.
+    that the profile says and compute nothing. With --functions, and no device, number of GPUs, libraries or
+    models, it runs functions alone: it takes no GPU and needs no torch.
 
     Each real GPU is served by a process of its own, which is started again if it ends by itself (a GPU that
     is lost, a crash, a bug): at once, and then after longer pauses, at most 8 times in 10 minutes. A model
@@ -37,7 +38,7 @@ def worker(*, options: Options, config: _Config = None) -> None:
       slosched worker --dtype float16 --channels-last  # half the weights, and faster images
       slosched worker --libraries torchvision,timm     # and then: slosched client infer timm/resnet10t
       slosched worker --config worker.toml             # own models; see daemon/worker.toml
-      slosched worker --device none --functions my_functions --slots 4   # functions alone, in 4 slots
+      slosched worker --functions my_functions --slots 4   # functions alone, in 4 slots: no torch, no GPU
       slosched worker --controller gpu01:12346 --join-key cluster.key    # no list at the controller needed
     """
     base = WorkerConfig()
@@ -46,11 +47,35 @@ def worker(*, options: Options, config: _Config = None) -> None:
 
         base = load_worker_config(config, base)
     resolved = replace(base, **values_of(WorkerConfig, options))
+    if _functions_alone(resolved, options, config):
+        resolved = replace(resolved, device="none")
+        Announcer()(
+            "functions alone, without models and GPUs; --device auto serves models beside them"
+        )
     if resolved.join_key:
         from slosched.join_key import read_join_key
 
         read_join_key(resolved.join_key)  # before a GPU's process is started
     raise typer.Exit(_serve(resolved, options["gpus"]))
+
+
+def _functions_alone(resolved: WorkerConfig, options: Options, file: Path | None) -> bool:
+    """Whether there are functions, and nothing says that models or GPUs are wanted beside them."""
+    others = (
+        options["device"],
+        options["gpus"],
+        resolved.libraries or None,
+        resolved.models or None,
+    )
+    if not resolved.functions or any(each is not None for each in others):
+        return False
+    if file is None:
+        return True
+    from slosched.config_file import load_worker_config
+
+    # What the file says is the same over every base; what it does not say is the base's.
+    base = replace(WorkerConfig(), device="emulated")
+    return load_worker_config(file, base).device == base.device and resolved.device == "auto"
 
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:
