@@ -195,7 +195,7 @@ class TestOtherRuns:
 class TestOptions:
     def test_the_scale_fills_in_what_was_not_given(self) -> None:
         made = Options().at_scale("quick")
-        assert made.workers[-1] == 16 and made.size == ("micro", "small")
+        assert made.workers == (1, 2, 16) and made.size == ("micro", "small")
         assert made.modes == tuple(MODES) and len(made.seeds) == 5 and made.epochs == 20
         assert made.interval == 60_000
         assert Options().at_scale("published").size == ("micro", "full")

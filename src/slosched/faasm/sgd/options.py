@@ -27,7 +27,7 @@ class Options:
         tuple[AtLeast1, ...],
         Option(
             help="Numbers of workers, separated by commas: each trains on its part of the examples at the "
-            "same time as the others. Default at scale quick 1,2,4,16; at published 1,2,4,8,16."
+            "same time as the others. Default at scale quick 1,2,16; at published 1,2,4,8,16."
         ),
     ] = ()
     size: Annotated[
@@ -107,8 +107,7 @@ class Options:
         sizes = ("micro", "small") if quick else ("micro", "full")
         return dataclasses.replace(
             self,
-            workers=tuple(sorted(set(self.workers)))
-            or ((1, 2, 4, 16) if quick else (1, 2, 4, 8, 16)),
+            workers=tuple(sorted(set(self.workers))) or ((1, 2, 16) if quick else (1, 2, 4, 8, 16)),
             size=() if self.data else tuple(dict.fromkeys(self.size)) or sizes,
             modes=tuple(dict.fromkeys(self.modes)) or _MODES,
         )

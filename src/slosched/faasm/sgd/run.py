@@ -55,8 +55,10 @@ def run(options: Options, frame: Frame) -> None:
     frame.expect(sum(plan.cells for plan in plans))
     for plan in plans:
         plan.references()
-    for mode in options.modes:
-        for workers in options.workers:
+    for workers in options.workers:
+        for (
+            mode
+        ) in options.modes:  # one after the other, so that what else the machine does is alike
             with ExitStack() as stack:
                 engine: _Opened | None = None
                 for plan in plans:

@@ -51,6 +51,7 @@ def show(frame: Frame) -> None:
 
 
 TIME_NOTE = (
+    "With one worker shared and copies do the same work: what their times differ by is the machine. "
     "Medians over seeds, ranges from the fastest to the slowest. faster than 1, faster than 2: the time "
     "of the same mode with 1 or 2 workers by this one. loss is the root of the mean hinge loss as the "
     "workers see it, each on its own rows; arrived loss that of the weights in the global tier. target: "
