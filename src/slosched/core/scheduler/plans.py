@@ -97,12 +97,16 @@ def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> s
 
 
 def why_given_up(
-    request: Request, exec_ns: int, now_ns: int, *, stepped_over: bool
+    request: Request, start_ns: int, exec_ns: int, now_ns: int, *, stepped_over: bool
 ) -> tuple[Code, str]:
-    """The code and the words for a request that waited and needs `exec_ns`, which is too long by now.
+    """The code and the words for a request that waited, could start at `start_ns` and needs `exec_ns`.
 
     `stepped_over`: a larger batch was preferred that the request was too old for.
     """
+    if start_ns >= NEVER_NS and request.instance.function is not None:
+        name, waited = request.instance.name, format_duration(now_ns - request.arrival_ns)
+        words = f"no worker that has the function {name!r} is connected any more; the call had not begun"
+        return Code.TIMED_OUT, f"{words}, and had waited {waited}"
     what = "slot" if request.instance.on_host else "GPU"
     code, why = Code.TIMED_OUT, f"no {what} came free in time"
     if stepped_over:

@@ -308,7 +308,7 @@ class Infer5:
             if self._forecast is not None:
                 self._forecast.lost(request.queue, now_ns=now_ns)
             code, reason = why_given_up(
-                request, exec_ns, now_ns, stepped_over=was_stepped_over(request)
+                request, start_ns, exec_ns, now_ns, stepped_over=was_stepped_over(request)
             )
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
