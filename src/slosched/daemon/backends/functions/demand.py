@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from slosched.units import NS_PER_S
 
-#: Processes that wait for calls beyond those of a function that nobody calls.
+#: Processes that wait for calls of a function, beyond those that wait while it is not called.
 MOST_MORE = 16
-#: Of all functions together; with more of them, each has one for each slot.
+#: All functions together have this number at the most; where they would have more, each has one per slot.
 _MOST_SPARES = 512
 
 
 def spares_of(slots: int, *, restores: bool, others: int) -> int:
-    """The processes that wait for calls of a function that nobody calls, on a host with `slots`.
+    """The processes that wait for calls of a function while it is not called, on a host with `slots`.
 
     A call may ask for children of its own function, and awaits them: it keeps its process, and they run in all
     slots. Where each call takes a new process (`restores`), twice as many children as slots find one.
