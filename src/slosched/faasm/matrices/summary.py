@@ -70,8 +70,8 @@ _MEMORY_NOTE = (
 
 
 _CLAIMS_NOTE = (
-    "The paper's figures are as they are remembered: its text was not at hand when this was written. Its system "
-    "had wasm and 20 hosts, and no BLAS."
+    "The paper's figures are as they are remembered: its text was not at hand when this was written. Its "
+    "system had wasm and 20 hosts, and no BLAS."
 )
 
 
