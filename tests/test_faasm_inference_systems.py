@@ -16,7 +16,9 @@ from slosched.clock import now_ns, sleep_ns
 from slosched.errors import InvalidConfig
 from slosched.faasm.frame_processes import read_process
 from slosched.faasm.inference import network
+from slosched.faasm.inference.campaign import planned
 from slosched.faasm.inference.instance import Instance
+from slosched.faasm.inference.options import LatencyOptions
 from slosched.faasm.inference.plan import Plan, given, images, plan_of, plan_of_environment
 from slosched.faasm.inference.pool import Pool
 from slosched.faasm.inference.process import InstanceFailed, InstanceProcess
@@ -194,3 +196,11 @@ def _ended(pid: int) -> bool:
             return False
         sleep_ns(5_000_000)
     return True
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InvalidConfig, match="finds no GPU"), planned(LatencyOptions(device="cuda")):
+        raise AssertionError("it was planned")

@@ -81,6 +81,7 @@ def planned(options: InferenceOptions) -> Iterator[Plan]:
         raise MissingPackage(
             f"MobileNet needs torch ({error}): pip install 'slosched[torch]'"
         ) from error
+    network.check_device(options.device)
     chosen = options.network
     if chosen == "auto":
         chosen = "timm" if network.has_timm() and options.size != "micro" else "own"

@@ -34,6 +34,12 @@ def has_timm() -> bool:
     return importlib.util.find_spec("timm") is not None
 
 
+def check_device(device: str) -> None:
+    """Raise InvalidConfig for "cuda" where torch finds no GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("torch finds no GPU on this machine; take --device cpu")
+
+
 def made(plan: Plan) -> nn.Module:
     """The plan's network, with weights on the device "meta": shapes without memory."""
     width = SIZES[plan.size][0]

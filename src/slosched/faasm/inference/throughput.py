@@ -17,7 +17,7 @@ from slosched.faasm.inference.options import ThroughputOptions
 from slosched.units import NS_PER_MS, NS_PER_S
 
 Options = ThroughputOptions
-_QUICK_CAPACITY_NS = 1_500 * NS_PER_MS
+_QUICK_CAPACITY_NS = 2 * NS_PER_S
 #: Requests on their way for each instance while the capacity is measured.
 _DEPTH = 2
 
