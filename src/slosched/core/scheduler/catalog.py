@@ -290,20 +290,11 @@ class Catalog:
             waiting.seen = self._preparations.changes
             if not self._load(waiting, name, joined, now_ns):
                 return waiting.answered
-        if not self._all_settled(waiting, joined) or self._others_follow(waiting, now_ns):
+        if not self._all_settled(waiting, joined):
             return False
         self._telling.append(name)
         self._slices.begin(self._tell(client, message, waiting.models, name))
         return True
-
-    def _others_follow(self, waiting: _Waiting, now_ns: int) -> bool:
-        """A client's load of a function waits a while for the others: a call of it may chain to any of them."""
-        if waiting.client is None or not waiting.models or waiting.models[0].function is None:
-            return False
-        own = self._cluster.own_models
-        return now_ns < waiting.give_up_ns and any(
-            each.client is None and each.message.name not in own for each in self.waiting
-        )
 
     def _all_settled(self, waiting: _Waiting, joined: list[Worker]) -> bool:
         """True once the first weights of all its models have come; looks at some of them each time."""
