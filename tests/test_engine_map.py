@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError, wait
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from slosched.codes import Code
 from slosched.engines.live import LiveEngine
 from slosched.errors import ConnectionLost
 from slosched.functions.errors import CallFailed, FunctionError
+from slosched.functions.function import function
 from slosched.messages import CancelRequest, InferRequest
 from test_functions_clients import FunctionController
 
@@ -70,6 +72,28 @@ def test_a_wrong_call_raises_and_what_was_begun_is_given_up() -> None:
         controller.hold = False
         assert engine.map("fibonacci", [(7,)]) == [13]
         assert engine.client._client.unanswered == 0
+
+
+def test_what_a_function_takes_by_place_is_what_its_signature_binds() -> None:
+    def none(ctx: Any) -> None: ...
+    def some(ctx: Any, x: int, y: int = 1) -> None: ...
+    def any_number(ctx: Any, *rest: int) -> None: ...
+    def named(ctx: Any, x: int, *, k: int) -> None: ...
+    def named_with_default(ctx: Any, x: int = 1, *, k: int = 2) -> None: ...
+    def by_place(ctx: Any, x: int, /, y: int) -> None: ...
+    def defaults(ctx: Any = None, x: int = 2) -> None: ...
+
+    for body in (none, some, any_number, named, named_with_default, by_place, defaults):
+        called = function(body)
+        for count in range(5):
+            args = tuple(range(count))
+            try:
+                called.signature.bind(None, *args)
+            except TypeError:
+                with pytest.raises(TypeError, match=called.name):
+                    called.check_arguments(args, {})
+            else:
+                called.check_arguments(args, {})
 
 
 def test_calls_of_many_threads_are_each_answered_once() -> None:
