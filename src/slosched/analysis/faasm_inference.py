@@ -59,15 +59,10 @@ def draw_cdfs(panels: Mapping[str, Mapping[str, Cdf]], path: Path, *, note: str 
     """Shares of all requests that were answered within a latency; a line that ends below 1 has unanswered
     ones."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    largest = max(
-        (
-            value
-            for lines in panels.values()
-            for cdf in lines.values()
-            for value in cdf.latencies_ms
-        ),
-        default=1.0,
-    )
+    every = [
+        value for lines in panels.values() for cdf in lines.values() for value in cdf.latencies_ms
+    ]
+    least, largest = min(every, default=1.0), max(every, default=1.0)
     with look():
         figure, places = _panels(len(panels), names)
         for axes, (title, lines) in zip(places, panels.items(), strict=False):
@@ -86,7 +81,7 @@ def draw_cdfs(panels: Mapping[str, Mapping[str, Cdf]], path: Path, *, note: str 
                 )
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(_PLAIN)
-            axes.set_xlim(right=1.3 * largest)
+            axes.set_xlim(least / 1.3, 1.3 * largest)
             axes.set_ylim(0, 1.02)
             axes.set_xlabel("latency from the intended time, ms")
             axes.set_ylabel("share of requests")
