@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
+from slosched.core.scheduler.call_trials import CallTrials
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
@@ -36,6 +37,7 @@ class NearCalls:
         self, cluster: Cluster, urgency: Urgency, commit: Callable[[Gpu, Choice, int, int], object]
     ) -> None:
         self._cluster, self._urgency, self._commit = cluster, urgency, commit
+        self.trials = CallTrials(cluster, urgency, commit)
         self._fresh: list[Request] = []
         self._waiting: dict[int, dict[int, Request]] = {}  # by worker id and request key
         self._count = 0  # entries there; what has left its queue is taken out when it is met

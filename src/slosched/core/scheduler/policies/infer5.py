@@ -145,7 +145,8 @@ class Infer5:
         self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
-            self._refuse_at_once(request, start_ns, exec_ns, now_ns)
+            if not self._near.trials.sent(request, now_ns):
+                self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
         weight = request.weight
         if self._shares is not None:
@@ -195,6 +196,7 @@ class Infer5:
             batch, program = action.batch_class, action.queue.program
             expected_ns = action.gpu.tables[program].estimators[batch].expected_ns
             self._urgency.measured(program, batch, expected_ns)
+            self._near.trials.measured(action, duration_ns, end_ns)
         else:
             self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 

@@ -1,0 +1,88 @@
+"""Calls that their forecast makes hopeless, and that run all the same now and then.
+
+A function that says that it takes 5 s and takes 1 ms, or that was slow and is quick now, would never run again
+where all calls have less time: without a run nothing corrects the forecast. So one of the calls that would be
+refused runs, late or not, in a slot that is free: the first after `_LEAST_NS`, or ten times what a call
+takes, in which none was measured. If it was quick, the next one runs at once, until the forecast has followed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.state import ActionState, Gpu, Queue, Request
+from slosched.core.scheduler.urgency import Urgency
+from slosched.units import NS_PER_MS, NS_PER_S
+
+#: Between two calls of a program that are tried, also of all programs on one host; so trials take a tenth of a
+#: slot at the most.
+_LEAST_NS, _TIMES = 5 * NS_PER_S, 10
+#: A call that took less than its forecast by this factor says that the forecast is wrong.
+_QUICKER = 2
+#: How late a trial may start.
+_LATE_NS = 20 * NS_PER_MS
+
+
+class CallTrials:
+    """Tries calls of host functions. `commit` is that of INFER5: (device, batch, start, now)."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        urgency: Urgency,
+        commit: Callable[[Gpu, tuple[Queue, int, int, int], int, int], object],
+    ) -> None:
+        self._cluster, self._urgency, self._commit = cluster, urgency, commit
+        self._due_ns: dict[str, int] = {}  # by program, once one of its calls was refused
+        self._host_due_ns: dict[int, int] = {}  # by device index
+
+    def sent(self, request: Request, now_ns: int) -> bool:
+        """Whether `request`, which would be refused for its forecast, was sent to a host all the same."""
+        queue = request.queue
+        if not request.instance.on_host or queue.queue_id in self._urgency.weighted:
+            return False
+        gpu = self._free_host(request, now_ns)
+        if gpu is None:
+            return False
+        pause_ns = _pause_ns(gpu.tables[queue.program].single.expected_ns)
+        if now_ns < self._due_ns.setdefault(queue.program, now_ns + pause_ns):
+            return False
+        self._due_ns[queue.program] = self._host_due_ns[gpu.index] = now_ns + pause_ns
+        insort(queue.requests, request)
+        self._urgency.grew(queue)
+        choice = queue, bisect_left(queue.requests, request), 1, 1
+        self._commit(gpu, choice, now_ns + gpu.worker.transit.margin_ns + _LATE_NS, now_ns)
+        return True
+
+    def measured(self, action: ActionState, duration_ns: int, end_ns: int) -> None:
+        """A call, or a batch of a model, took `duration_ns`."""
+        program = action.queue.program
+        if program not in self._due_ns:
+            return
+        if duration_ns * _QUICKER < action.expected_duration_ns:
+            self._due_ns[program] = self._host_due_ns[action.gpu.index] = 0
+        else:
+            self._due_ns[program] = end_ns + _pause_ns(duration_ns)
+
+    def _free_host(self, request: Request, now_ns: int) -> Gpu | None:
+        """A host with a slot free, and another one unless it has one alone, from which an answer could come."""
+        for gpu in request.instance.resident_on.values():
+            lane, worker = gpu.exec, gpu.worker
+            there_and_back_ns = worker.transit.expected_ns + worker.returns.expected_ns
+            free = lane.width - len(lane.outstanding) > int(lane.width > 1)
+            if (
+                free
+                and not gpu.held
+                and not gpu.runs_alone
+                and now_ns >= self._host_due_ns.get(gpu.index, 0)
+                and now_ns + there_and_back_ns < request.deadline_ns
+                and self._cluster.reports(gpu, now_ns)
+            ):
+                return gpu
+        return None
+
+
+def _pause_ns(expected_ns: int) -> int:
+    return max(_LEAST_NS, _TIMES * expected_ns)
