@@ -15,7 +15,7 @@ import sample_functions as samples
 import slosched.engines
 from slosched.codes import Code
 from slosched.engines.local import LocalEngine
-from slosched.errors import SloschedError, UnknownName
+from slosched.errors import InvalidRequest, SloschedError, UnknownName
 from slosched.functions.context import NO_DEADLINE_NS, Context, gather
 from slosched.functions.errors import CallFailed, FunctionError
 from slosched.functions.function import Function, function
@@ -257,3 +257,9 @@ def test_any_tree_of_calls_returns_or_fails_as_its_leaves_do(tree: Any) -> None:
     else:
         with pytest.raises(CallFailed, match="a leaf fails"):
             handle.result()
+
+
+@pytest.mark.parametrize("slo", [0, -1, float("nan"), float("inf"), "0s", "x"])
+def test_an_slo_that_clients_refuse_is_refused_here_too(slo: float | str) -> None:
+    with LocalEngine(["sample_functions"]) as engine, pytest.raises(InvalidRequest, match="slo"):
+        engine.call("noop", slo=slo)

@@ -20,13 +20,11 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from slosched.clock import now_ns
-from slosched.engines.engine import Offered, known, offered, run_state
+from slosched.engines.engine import Offered, deadline_of, known, offered, run_state
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.functions.body import outcome_of
-from slosched.functions.context import NO_DEADLINE_NS
 from slosched.functions.errors import CallFailed
-from slosched.functions.function import Function, duration_ns_of
+from slosched.functions.function import Function
 from slosched.functions.payload import encode
 from slosched.functions.state.state import State
 
@@ -171,7 +169,7 @@ class DaskEngine:
         order = Order(
             function=called.name,
             frame=frame_of(encode(args, kwargs, most_bytes=called.max_payload_bytes)),
-            deadline_ns=NO_DEADLINE_NS if slo is None else now_ns() + duration_ns_of(slo),
+            deadline_ns=deadline_of(slo),
             near=near,
         )
         return DaskHandle(called, self._client, submitted(self._client, order, self._near))

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from slosched.clients.arguments import slo_fields
+from slosched.clock import now_ns
+from slosched.functions.context import NO_DEADLINE_NS
 from slosched.functions.errors import FunctionError
 from slosched.functions.function import Function, checked_name
 from slosched.functions.registry import collected, find
@@ -52,7 +55,7 @@ class Engine(Protocol):
         """Begin a call, whose deadline is `slo` from now ("20ms", or seconds).
 
         Raises FunctionError for a function that the engine was not opened with, TypeError for arguments that it
-        does not take or that cannot travel, PayloadTooLarge.
+        does not take or that cannot travel, PayloadTooLarge, InvalidRequest for an SLO that is not above 0.
         """
 
     def map(
@@ -92,6 +95,11 @@ def offered(functions: Sequence[Offered]) -> dict[str, Function[Any]]:
     if not found:
         raise FunctionError("an engine needs functions: functions=['my_module']")
     return collected(found)
+
+
+def deadline_of(slo: str | float | None) -> int:
+    """When a call with this SLO must be over; NO_DEADLINE_NS without one. Raises InvalidRequest."""
+    return NO_DEADLINE_NS if slo is None else now_ns() + slo_fields(slo, None)[1]
 
 
 def known(functions: dict[str, Function[Any]], called: Function[Any] | str) -> Function[Any]:

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.engines.engine import Offered, known, offered, run_state
+from slosched.engines.engine import Offered, deadline_of, known, offered, run_state
 from slosched.functions.body import Awaits, Body, Ended, ended, outcome_of, traceback_text
 from slosched.functions.context import NO_DEADLINE_NS, ChildCall, Context
 from slosched.functions.errors import CallFailed
-from slosched.functions.function import Function, duration_ns_of
+from slosched.functions.function import Function
 from slosched.functions.payload import Buffer, decode, encode, joined
 from slosched.functions.state.state import State
 
@@ -71,7 +71,7 @@ class LocalEngine:
         called.check_arguments(args, kwargs)
         called.size_class(args, kwargs)
         frame = joined(encode(args, kwargs, most_bytes=called.max_payload_bytes))
-        deadline_ns = NO_DEADLINE_NS if slo is None else now_ns() + duration_ns_of(slo)
+        deadline_ns = deadline_of(slo)
         run = _Run(self)
         end = run.of(called, frame, deadline_ns)
         return LocalHandle(
