@@ -104,7 +104,7 @@ def test_arguments_are_checked_against_the_body() -> None:
         ({"memory": 1.5}, "memory is a text, '64MiB', or a number of bytes"),
         ({"max_payload": 0}, "max_payload is within 1"),
         ({"max_payload": "1GiB"}, "max_payload is within 1"),
-        ({"reset": "always"}, "reset is one of none, restore, not 'always'"),
+        ({"reset": "always"}, "reset is one of none, restore, reload, not 'always'"),
         ({"gpu": 1}, "gpu is True or False"),
         ({"idempotent": "yes"}, "idempotent is True or False"),
         ({"init": 3}, "init must be a plain function"),
