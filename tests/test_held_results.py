@@ -62,7 +62,7 @@ class Counting(BareController):
 
 @pytest.fixture
 def controller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
-    """Of a worker with one slot, whose results may wait for as long as the other rules let them."""
+    """It serves a worker with one slot, whose results wait for as long as the other rules let them."""
     monkeypatch.setattr(module, "_HELD_NS", 600 * NS_PER_S)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     config = WorkerConfig(
