@@ -134,6 +134,7 @@ slow: install
 # Random clusters under random faults (docs/faults.md). Nightly: make sim SEEDS=5000
 sim: install
 	@$(BIN)/slosched fuzz --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+	@$(BIN)/slosched fuzz --calls --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 # Plants bugs, and says by which test or seed each is noticed (docs/faults.md).
 mutants: install

@@ -158,7 +158,7 @@ def test_a_call_has_ten_thousand_children_at_a_time_and_no_more() -> None:
 def test_a_tree_of_4000_calls_ends_on_a_worker_with_256_unfinished_calls(
     widths: tuple[int, ...], slots: int
 ) -> None:
-    """Deeper calls go first, so few have begun at a time. All levels are one function."""
+    """Deeper calls go first, so at most 256 have begun at a time. All levels are one function."""
     scripts = [
         Script((Run(MS // 4), Chain("f", width, numbers=(level,)), ALL))
         for level, width in enumerate(widths, 1)

@@ -42,7 +42,13 @@ HOMES = {
 #: Rooms with models of their own, beside those above.
 MORE_HOMES = {
     "cascade/digits": ("torch",),
-    "faasm": ("torch", "timm", "cupy", "sklearn", "scipy"),  # what its functions run, and are held against
+    "faasm": (
+        "torch",
+        "timm",
+        "cupy",
+        "sklearn",
+        "scipy",
+    ),  # what its functions run, and are held against
 }
 
 
@@ -310,11 +316,7 @@ def test_constraints_pin_every_requirement() -> None:
     extras = project["project"]["optional-dependencies"]
     wanted = [
         *project["project"]["dependencies"],
-        *(
-            text
-            for extra in _EXTRAS
-            for text in extras[extra]
-        ),
+        *(text for extra in _EXTRAS for text in extras[extra]),
         *project["dependency-groups"]["dev"],
     ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()

@@ -214,7 +214,7 @@ def test_nothing_goes_beside_a_call_on_a_preemptive_gpu() -> None:
     lane = gpu.lanes[Role.EXEC]
 
     def waiting(key: int, priority: int) -> PendingAction[Any]:
-        action: PendingAction[Any] = PendingAction(key, worker.brain._calls, None, b"", 0)  # type: ignore[arg-type]
+        action: PendingAction[Any] = PendingAction(key, worker.brain._calls, None, b"", 0)
         action.gpu, action.priority = gpu, priority
         step = LaneStep(Role.EXEC, lambda action, now_ns: started.append(action), lambda *_: None)
         pipeline.enqueue(lane, 0, action, step)

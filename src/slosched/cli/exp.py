@@ -218,7 +218,7 @@ inputs and weights per host, or a copy in each instance; with one worker it is t
 Examples:
   slosched exp sgd --size micro --workers 1,2,4 --out sgd
   slosched exp sgd --scale published --out sgd-published
-  N_WORKERS=4 slosched exp sgd --size micro --data rcv1.svm --modes shared,copies""",
+  N_WORKERS=4 slosched exp sgd --data rcv1.svm --modes shared,copies""",
     "matrices": """
 Each call multiplies by eight calls on half-size blocks, down to leaves that read blocks of A and B from the
 state. It is compared with A @ B, with the same blocks in one process, and with Dask; every product is checked.

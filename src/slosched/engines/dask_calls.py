@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import distributed
 import numpy as np
@@ -173,7 +173,7 @@ def frame_of(parts: Sequence[Buffer]) -> Frame:
 
 
 def buffer_of(frame: Frame) -> Buffer:
-    return frame if isinstance(frame, bytes) else memoryview(frame).toreadonly()
+    return frame if isinstance(frame, bytes) else memoryview(cast(Any, frame)).toreadonly()
 
 
 def run_call(order: Order) -> Answer:

@@ -118,18 +118,8 @@ class Scheduler:
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
         self.policy = make_policy(self.cluster.config, self.cluster, self)
         self.cluster.serves_functions = serves_functions(self.cluster.config)
-        self.sessions = Sessions(
-            self.cluster,
-            worker_count=worker_count,
-            incarnation=incarnation if secret is None else secret,
-            cluster_id=cluster_id,
-            keeps_weights=adopts_weights(self.cluster.config),
-            addresses=worker_addresses,
-            on_joined=self._worker_joined,
-            on_gpu_removed=self.policy.gpu_removed,
-            on_lost=self._worker_lost,
-            forgotten=self._forgotten,
-        )
+        secret = incarnation if secret is None else secret
+        self.sessions = self._worker_sessions(secret, worker_count, worker_addresses, cluster_id)
         self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(
             self.cluster,
@@ -180,6 +170,22 @@ class Scheduler:
         self._abandoned = False
         self.incarnation, self.cluster_id = incarnation, cluster_id
         self._tick_due_ns = self._now_ns = 0  # now is that of the current call: answers depart then
+
+    def _worker_sessions(
+        self, secret: int, worker_count: int, addresses: Sequence[str], cluster_id: str
+    ) -> Sessions:
+        return Sessions(
+            self.cluster,
+            worker_count=worker_count,
+            incarnation=secret,
+            cluster_id=cluster_id,
+            keeps_weights=adopts_weights(self.cluster.config),
+            addresses=addresses,
+            on_joined=self._worker_joined,
+            on_gpu_removed=self.policy.gpu_removed,
+            on_lost=self._worker_lost,
+            forgotten=self._forgotten,
+        )
 
     def _forgotten(self, worker: Worker, now_ns: int) -> str:
         """What was sent to `worker` and lost, in words; empty: nothing."""
