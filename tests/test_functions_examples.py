@@ -79,7 +79,7 @@ def test_the_page_can_be_followed(folder: Path) -> None:
     from slosched.functions.registry import find
 
     worker, controller, call = blocks("sh")[0].splitlines()
-    assert worker.startswith("slosched worker --device none --functions my_functions --slots 2")
+    assert worker.startswith("slosched worker --functions my_functions --slots 2")
     assert controller.startswith("slosched controller INFER5 --workers")
     functions = find(["my_functions"], folder=str(folder))
     sys.path.append(str(folder))

@@ -35,6 +35,8 @@ _LOADED_S = 120.0
 _MOST_WORKERS = 64
 #: How the folders of logs begin, before the number of the program's process.
 _FOLDER = "slosched-engine-"
+#: A process that was killed is seen to have ended at most this long after its connections broke.
+_ENDS_WITHIN_S = 1.0
 #: `call` waits for the answer of another one for at most this time.
 _ROOM_S = 600.0
 
@@ -43,7 +45,7 @@ class LiveHandle:
     """A call that was sent."""
 
     def __init__(
-        self, function: Function[Any], future: Future[Any], check: Callable[[], None]
+        self, function: Function[Any], future: Future[Any], check: Callable[[BaseException], None]
     ) -> None:
         self._function, self._future, self._check = function, future, check
 
@@ -53,11 +55,11 @@ class LiveHandle:
         """
         try:
             return self._future.result(timeout_s)
-        except ConnectionLost:
-            self._check()
+        except ConnectionLost as error:
+            self._check(error)
             raise
-        except CancelledError:
-            self._check()
+        except CancelledError as error:
+            self._check(error)
             raise call_failed(
                 self._function.name, code=Code.CANCELLED, reason="its caller gave it up"
             ) from None
@@ -227,10 +229,13 @@ class LiveEngine:
         if self._restarts is not None:
             self._restarts.check()
 
-    def _check_unbroken(self) -> None:
-        """Raise ChildFailed if the engine cannot go on."""
-        if self._restarts is not None and self._restarts.broken is not None:
-            raise self._restarts.broken
+    def _check_unbroken(self, error: BaseException) -> None:
+        """Raise ChildFailed if `error` came because the engine cannot go on."""
+        if self._restarts is not None:
+            lost = isinstance(
+                error, ConnectionLost
+            )  # a connection breaks before its process has ended
+            self._restarts.check_unbroken(_ENDS_WITHIN_S if lost else 0.0)
 
     @property
     def client(self) -> Client:
@@ -258,9 +263,9 @@ class LiveEngine:
             )
         try:
             future = self._client.start_prepared(call, patient=True)
-        except BaseException:
+        except BaseException as error:
             self._room.release()
-            self._check_unbroken()
+            self._check_unbroken(error)
             raise
         future.add_done_callback(lambda _: self._room.release())
         return LiveHandle(called, future, self._check_unbroken)
@@ -281,8 +286,8 @@ class LiveEngine:
                 for args in calls:
                     batch.add(prepared(called, args, {}, **options))
                 return batch.values()
-        except (ConnectionLost, CancelledError):
-            self._check_unbroken()
+        except (ConnectionLost, CancelledError) as error:
+            self._check_unbroken(error)
             raise
 
     def close(self) -> None:

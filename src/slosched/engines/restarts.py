@@ -7,9 +7,11 @@ takes what it knew of calls and clients with it: that is the end of the engine.
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,15 @@ class Restarts:
         for child in (*self.workers, self.controller):
             if child.process.poll() is not None:
                 raise _ended(child)
+
+    def check_unbroken(self, within_s: float = 0.0) -> None:
+        """Raise ChildFailed if the engine cannot go on, or its controller ends `within_s`."""
+        if self.broken is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.controller.process.wait(within_s)
+                self._break(_ended(self.controller))
+        if self.broken is not None:
+            raise self.broken
 
     def close(self) -> None:
         """Start nothing any more."""
