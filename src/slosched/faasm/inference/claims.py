@@ -216,7 +216,7 @@ def claims(records: Sequence[Record]) -> list[dict[str, Any]]:
                         "against": _named(baseline),
                         "slosched": mine,
                         "baseline": theirs,
-                        "found": f"{100 * (1 - mine / theirs):.0f} % lower",
+                        "found": _lower(mine, theirs),
                     }
                 )
     return rows
@@ -249,3 +249,9 @@ def _named(baseline: str) -> str:
 def _median(values: Sequence[float]) -> float | None:
     ordered = sorted(values)
     return ordered[len(ordered) // 2] if ordered else None
+
+
+def _lower(mine: float, theirs: float) -> str:
+    """How far `mine` is below `theirs`, in words."""
+    part = 100 * (1 - mine / theirs)
+    return f"{part:.0f} % lower" if part >= 0 else f"{-part:.0f} % higher"
