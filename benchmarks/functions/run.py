@@ -93,7 +93,7 @@ def state_part(name: str, quick: bool) -> Record:
 
 @contextmanager
 def store() -> Iterator[str]:
-    """The address of a Redis server of our own on loopback; the embedded store where there is no server."""
+    """Start a Redis server on loopback and give its address; without the program, the embedded store's."""
     try:
         with Server(free_port()) as server:
             yield f"redis://127.0.0.1:{server.port}"

@@ -21,7 +21,7 @@ from slosched.functions.errors import CallFailed, call_failed
 from slosched.messages import InferReply
 from slosched.transport.codec import Frame
 
-#: Told of the end of a call, in the loop's thread: its value, or its error.
+#: Is called in the loop's thread when a call has ended, with its value or its error.
 Ended = Callable[[Any, BaseException | None], None]
 #: A batch hands over that many calls together, so that its thread and the loop's seldom take turns.
 _TOGETHER = 32

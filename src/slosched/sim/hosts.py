@@ -16,7 +16,7 @@ from slosched.errors import InvalidConfig
 from slosched.messages import Call, CallResult, ChildReply, ChildRequest, GpuInfo
 from slosched.sim.marks import Payload
 
-#: Told of each body that begins: the function, and the mark of the call's arguments.
+#: Is called when a body begins, with the function and the mark of the call's arguments.
 OnBegin = Callable[[str, bytes], None]
 
 

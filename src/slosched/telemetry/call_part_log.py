@@ -1,8 +1,8 @@
 """`call_parts.tsv`: the parts of each call's run, between which it was suspended.
 
 The file is made when the first part ends. `t` is when the part ended, by its worker's clock, in wall-clock ns
-of the controller; `ran` is its duration. It ended with a suspension until all children from number `first` to
-number `last` were answered; -1 and -1: it was the call's last. A part that awaits several ranges has a row for
+of the controller; `ran` is its duration. After it the call was suspended until all children from number
+`first` to number `last` were answered; -1 and -1: it was the call's last. A part that awaits several ranges has a row for
 each. Every part of a call that ended well is here, and `part` counts them from 0.
 """
 

@@ -66,11 +66,7 @@ class CallKind(Kind):
         request.attempts += 1
         request.call.action = action
         request.call.part_ns = action.expected_start_ns
-        gpu.resident.pop(model.model_id, None)
-        gpu.resident[model.model_id] = model
-        model.last_used_ns = action.sent_ns
-        gpu.exec.add(action)
-        self._changes.execs(gpu)
+        self._take_exec(action)
 
     def outcome(self, action: ActionState, result: CallResult, *, now_ns: int) -> Outcome:
         span = plausible(result.exec, sent_ns=action.sent_ns, now_ns=now_ns)

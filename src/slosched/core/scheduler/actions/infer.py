@@ -71,7 +71,7 @@ class InferKind(Kind):
         return row_bytes(model.result.inputs, length)
 
     def reserve(self, action: ActionState) -> None:
-        gpu, model = action.gpu, action.instance
+        gpu = action.gpu
         estimator = gpu.tables[action.queue.program].estimators.get(action.batch_class)
         if estimator is not None:
             # No more than makes it overdue: a stall is for the worker's refusals and replanning.
@@ -80,12 +80,7 @@ class InferKind(Kind):
         for request in action.requests:
             request.move(RequestState.IN_FLIGHT)
             request.attempts += 1
-        # Most recently used last: what stands first is the first to be evicted.
-        gpu.resident.pop(model.model_id, None)
-        gpu.resident[model.model_id] = model
-        model.last_used_ns = action.sent_ns
-        gpu.exec.add(action)
-        self._changes.execs(gpu)
+        self._take_exec(action)
 
     def outcome(self, action: ActionState, result: InferResult, *, now_ns: int) -> Outcome:
         span = plausible(result.exec, sent_ns=action.sent_ns, now_ns=now_ns)

@@ -67,6 +67,16 @@ class Kind(ABC):
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
         """It did not happen: give back what `reserve` took."""
 
+    def _take_exec(self, action: ActionState) -> None:
+        """Put `action` on its GPU's exec lane; its instance is the one used last."""
+        gpu, model = action.gpu, action.instance
+        # Most recently used last: what stands first is the first to be evicted.
+        gpu.resident.pop(model.model_id, None)
+        gpu.resident[model.model_id] = model
+        model.last_used_ns = action.sent_ns
+        gpu.exec.add(action)
+        self._changes.execs(gpu)
+
     def record(self, action: ActionState, outcome: Outcome, met: int, now_ns: int) -> ActionRecord:
         """What telemetry says of it; `met` of its requests were answered in time."""
         result, span = outcome.result, outcome.span
