@@ -2,8 +2,8 @@
 
 The file is made when the first part ends. `t` is when the part ended, by its worker's clock, in wall-clock ns
 of the controller; `ran` is its duration. After it the call was suspended until all children from number
-`first` to number `last` were answered; -1 and -1: it was the call's last. A part that awaits several ranges has a row for
-each. Every part of a call that ended well is here, and `part` counts them from 0.
+`first` to number `last` were answered; -1 and -1: it was the call's last. A part that awaits several ranges has
+a row for each. Every part of a call that ended well is here, and `part` counts them from 0.
 """
 
 from __future__ import annotations
