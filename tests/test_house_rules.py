@@ -38,6 +38,9 @@ HOMES = {
     "distributed": "engines",
     "dask": "engines",
     "redis": "functions/state",
+    "httptools": "fronts",
+    "grpc": "fronts",
+    "google": "fronts",
 }
 #: Rooms with models of their own, beside those above.
 MORE_HOMES = {
@@ -307,7 +310,18 @@ def test_mypy_sees_every_folder_with_programs() -> None:
     assert checked == present
 
 
-_EXTRAS = ("torch", "models", "diffusion", "digits", "plot", "state", "bound", "dask", "faasm")
+_EXTRAS = (
+    "torch",
+    "models",
+    "diffusion",
+    "digits",
+    "plot",
+    "state",
+    "bound",
+    "dask",
+    "faasm",
+    "gateway",
+)
 
 
 def test_constraints_pin_every_requirement() -> None:
@@ -324,7 +338,7 @@ def test_constraints_pin_every_requirement() -> None:
     assert all(line.count("==") == 1 for line in pins)
     # pip freezes a name as its package spells it: "_" and "-" are the same to it.
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in pins}
-    names = {text.partition(">")[0].strip().lower() for text in wanted}
+    names = {text.partition(">")[0].partition("[")[0].strip().lower() for text in wanted}
     assert names <= pinned, f"not in constraints.txt: {names - pinned}; run make constraints"
     assert "torch==2.13.0" in pins and "slosched" not in pinned
 
