@@ -40,8 +40,19 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontError(Exception):
-    """A request of the protocol failed. `text` is for its client; a refusal of the controller has `refusal`."""
+    """A request of the protocol failed. `text` is for its client; a refusal of the controller has `refusal`.
 
-    def __init__(self, status: Status, text: str, refusal: Refusal | None = None) -> None:
+    `retry_after_s` is when a client over its quota may try again; 0: nothing is known.
+    """
+
+    def __init__(
+        self,
+        status: Status,
+        text: str,
+        refusal: Refusal | None = None,
+        *,
+        retry_after_s: float = 0.0,
+    ) -> None:
         super().__init__(text)
         self.status, self.text, self.refusal = status, text, refusal
+        self.retry_after_s = retry_after_s

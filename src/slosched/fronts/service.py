@@ -68,6 +68,9 @@ class Service(Protocol):
     async def index(self, *, ready: bool) -> Sequence[Document]:
         """The models of the repository: name, version, state, reason. With `ready` those that are loaded."""
 
+    def metrics(self) -> bytes:
+        """The gateway's own metrics in Prometheus' text format, for GET /metrics."""
+
     async def load(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None: ...
 
     async def unload(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None: ...
