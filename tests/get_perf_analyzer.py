@@ -2,9 +2,9 @@
 
     python tests/get_perf_analyzer.py FOLDER
 
-Leaves FOLDER/perf_analyzer and FOLDER/libcudart.so.12, and does nothing where they are. The wheels are pinned by
-their hashes, and nothing of them is installed: newer binaries need a newer glibc than Debian 12's, and the wheel's
-Python part would replace the tritonclient under test. Debian's libb64-0d is needed besides.
+Leaves FOLDER/perf_analyzer and FOLDER/libcudart.so.12, and does nothing where they are. The wheels are pinned
+by their hashes and not installed: newer binaries need a newer glibc than Debian 12's, and the Python part of this
+one would replace the tritonclient under test. Debian's libb64-0d is needed besides.
 """
 
 from __future__ import annotations
