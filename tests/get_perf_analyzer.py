@@ -3,8 +3,8 @@
     python tests/get_perf_analyzer.py FOLDER
 
 Leaves FOLDER/perf_analyzer and FOLDER/libcudart.so.12, and does nothing where they are. The wheels are pinned
-by their hashes and not installed: newer binaries need a newer glibc than Debian 12's, and the Python part of this
-one would replace the tritonclient under test. Debian's libb64-0d is needed besides.
+by their hashes and not installed: newer binaries need a newer glibc than Debian 12 has, and the Python part of
+this one would replace the tritonclient under test. Debian's libb64-0d is needed besides.
 """
 
 from __future__ import annotations
