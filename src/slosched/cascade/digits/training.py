@@ -98,6 +98,17 @@ def train(out: Path, recipe: Recipe, *, show: Show = lambda line: None) -> dict[
     return _write(out, networks, recipe, took_s)
 
 
+def train_classifier(recipe: Recipe, *, show: Show = lambda line: None) -> nn.Module:
+    """The classifier alone, in eval mode: seconds. Nothing is written.
+
+    From ink (batch, 1, 8, 8) to logits (batch, 10). Its seed is the recipe's, but other numbers are drawn than for
+    the one that `train` makes last. Raises MissingPackage.
+    """
+    digits = load_digits()
+    with _repeatable(recipe.seed):
+        return _rounded(_Trainer(digits, recipe, show).classifier())
+
+
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
     """One thread, as the order of sums depends on their number; and the seed. The caller's are restored."""
@@ -122,7 +133,7 @@ class _Trainer:
         pairs = _requests(teacher, self._recipe.pairs, self._show)
         student = _rounded(self._student(pairs))
         judge = _rounded(self._judge(pairs, student))
-        classifier = _rounded(self._classifier())
+        classifier = _rounded(self.classifier())
         return dict(zip(NAMES, (teacher, student, judge, classifier), strict=True))
 
     def _teacher(self) -> nn.Module:
@@ -181,7 +192,7 @@ class _Trainer:
         self._learn(JUDGE, network, loss, self._recipe.judge_steps, 1e-3)
         return network
 
-    def _classifier(self) -> nn.Module:
+    def classifier(self) -> nn.Module:
         """Learns the ten classes from the real images of both parts that are not held out."""
         ink, labels = _tensors(self._digits.learn.with_more(self._digits.judge))
         network = new_network(CLASSIFIER)
