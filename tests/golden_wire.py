@@ -157,6 +157,12 @@ EXAMPLES: tuple[m.Message, ...] = (
         gpus=(_GPU,),
         loadable=("resnet50",),
     ),
+    m.Offer(
+        session=5,
+        number=2,
+        loadable=("digits:2", "resnet50"),
+        left_out=(("digits:3", "it has no config.json"),),
+    ),
     m.WorkerRefused(5, "it serves another controller"),
     m.Heartbeat(
         session=5,

@@ -24,7 +24,7 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS, WorkerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.validation import put_aside_of
+from slosched.core.scheduler.validation import reasons_of
 from slosched.daemon.blackbox import (
     ENDED,
     MOST_NAMES,
@@ -186,8 +186,8 @@ def test_a_worker_does_not_offer_what_was_put_aside_and_says_why() -> None:
 
 def test_what_a_worker_says_of_it_is_bounded_and_fit_for_a_terminal() -> None:
     said = tuple((f"m{i}\x1b[2J", "x\n" * 10_000) for i in range(1000))
-    kept = put_aside_of(
-        a_welcome(5, (), version="v", host="h", device="d", loadable=(), put_aside=said)
+    kept = reasons_of(
+        a_welcome(5, (), version="v", host="h", device="d", loadable=(), put_aside=said).put_aside
     )
     assert len(kept) == MOST_PUT_ASIDE
     assert all(k.isprintable() and v.isprintable() and len(v) <= 300 for k, v in kept.items())

@@ -13,6 +13,7 @@ from slosched.core.worker.kinds import KINDS, takes_inputs
 from slosched.core.worker.kinds.base import Acceptance, ActionKind, Fault
 from slosched.core.worker.kinds.infer import InferKind, batch_op
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
+from slosched.core.worker.offers import Offers
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import PendingAction, Step
 from slosched.messages import (
@@ -110,7 +111,7 @@ class ProbeKind(ActionKind[ClearCache]):
 def test_a_new_kind_is_one_object_in_the_table() -> None:
     worker = VirtualWorker().serving()
     brain = worker.brain
-    brain._kinds[Probe] = ProbeKind(brain._pipeline, Acceptance(()))
+    brain._kinds[Probe] = ProbeKind(brain._pipeline, Acceptance(Offers(())))
     begin_ns = worker.now + MS
     event = FromController(b"controller", Probe(worker.session, 99))  # type: ignore[arg-type]
     assert worker.stepper.handle(event, now_ns=worker.now) is not None

@@ -27,6 +27,7 @@ from slosched.model_source import LIBRARIES as LIBRARIES
 from slosched.model_source import LIBRARY_PREFIXES as LIBRARY_PREFIXES
 from slosched.model_source import FunctionOptions as FunctionOptions
 from slosched.model_source import ModelSource as ModelSource
+from slosched.model_source import RepositoryOptions as RepositoryOptions
 from slosched.options import (
     ADDRESSES,
     ADMISSION,
@@ -77,7 +78,7 @@ JoinKey = Annotated[
 
 
 @dataclass(frozen=True)
-class WorkerConfig(FunctionOptions):
+class WorkerConfig(FunctionOptions, RepositoryOptions):
     """A worker process. `device` is "auto", "cuda:N", "cpu", "emulated" or "none" (functions alone).
 
     `dtype` and `channels_last` hold for the models that `models` does not name; the latter for those
@@ -275,6 +276,11 @@ class WorkerConfig(FunctionOptions):
             raise InvalidConfig("namespace is one of the state's: give state, too")
         if self.device == "none" and not self.functions:
             raise InvalidConfig("a worker of the device none runs functions alone: give functions")
+        if self.repository and self.device in ("none", "emulated"):
+            why = (
+                "runs functions alone" if self.device == "none" else "has the models of its profile"
+            )
+            raise InvalidConfig(f"a worker of the device {self.device} {why}: leave repository out")
 
 
 FIDELITIES = ("best", "paper")

@@ -289,11 +289,15 @@ class ControllerHello(Message, frozen=True):
 
 
 class HeartbeatAck(Message, frozen=True):
-    """Closes one clock exchange: `heartbeat_sent_ns` is on the worker's clock, the rest on ours."""
+    """Closes one clock exchange: `heartbeat_sent_ns` is on the worker's clock, the rest on ours.
+
+    `offer` is the number of the worker's last Offer that arrived, or that of its Welcome.
+    """
 
     heartbeat_sent_ns: Number
     received_ns: Number
     sent_ns: Number
+    offer: Number = 0
 
 
 class LoadModel(TimedAction, frozen=True, kw_only=True):
@@ -390,6 +394,10 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     result: LoadModelResult
 
 
+#: (name, reason) of what a worker finds in its repository and cannot offer.
+LeftOut = Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1024)]
+
+
 class WorkerWelcome(Message, frozen=True, kw_only=True):
     """The worker's side of a session. Actions must carry its number, `session`."""
 
@@ -409,6 +417,17 @@ class WorkerWelcome(Message, frozen=True, kw_only=True):
     incarnation: Number = 0
     times_lost: Number = -1
     functions: Names = ()  # those of `loadable` that are functions
+    offer: Number = 0
+    left_out: LeftOut = ()
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """What a worker can prepare has changed since its Welcome. It says so until an ack has its `number`."""
+
+    session: Number
+    number: Number
+    loadable: Names
+    left_out: LeftOut = ()
 
 
 class WorkerRefused(Message, frozen=True):
@@ -567,4 +586,6 @@ Result = (
 )
 #: What a call tells while it runs; they go with results, in bundles too.
 CallNews = CallSuspended | CallResumed | ChildRequest | ChildCancel
-WorkerToController = WorkerWelcome | WorkerRefused | WorkerGoodbye | Heartbeat | Result | CallNews
+WorkerToController = (
+    WorkerWelcome | Offer | WorkerRefused | WorkerGoodbye | Heartbeat | Result | CallNews
+)

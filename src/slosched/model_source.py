@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Shape, check_types
-from slosched.options import FUNCTIONS, Option
+from slosched.options import FUNCTIONS, MODELS, Option
 from slosched.signature import Tensor, score_error
 
 #: Precisions of a model's weights.
@@ -18,6 +19,30 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: Libraries of models. Their models are named LIBRARY/NAME.
 LIBRARIES = ("torchvision", "timm", "diffusion", "originals")
 LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
+
+#: A version is at most this long a number.
+_VERSION_DIGITS = 9
+
+
+def split_version(name: str) -> tuple[str, int]:
+    """A repository's "NAME:VERSION" as name and version; the version is 0 for a name without one."""
+    plain, colon, version = name.rpartition(":")
+    if not (colon and plain) or not 0 < len(version) <= _VERSION_DIGITS:
+        return name, 0
+    if not (version.isascii() and version.isdecimal()) or version[0] == "0":
+        return name, 0
+    return plain, int(version)
+
+
+def is_version_of(name: str, plain: str) -> bool:
+    """Whether `name` is a version of the repository's model `plain`."""
+    return name.startswith(plain) and split_version(name)[0] == plain != name
+
+
+def newest_version(plain: str, names: Iterable[str]) -> str:
+    """The one of `names` that is the newest version of `plain`; empty: there is none."""
+    versions = [name for name in names if is_version_of(name, plain)]
+    return max(versions, key=lambda name: split_version(name)[1], default="")
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,21 @@ class ModelSource:
         judge = tuple(each for each in self.outputs if each.name == self.score)
         others = tuple(each for each in self.outputs if each.name != self.score)
         return score_error((*others, *judge), self.score) if judge else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryOptions:
+    """Which folder of models a worker offers beside its own (WorkerConfig has this field)."""
+
+    repository: Annotated[
+        str,
+        Option(
+            help="Folder of models, as NAME/VERSION/model.pt2, which are offered as NAME:VERSION and noticed "
+            "while the worker runs (docs/repository.md). Default: none.",
+            metavar="FOLDER",
+            panel=MODELS,
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

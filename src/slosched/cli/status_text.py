@@ -27,6 +27,11 @@ def status_text(address: str, report: dict[str, Any]) -> str:
             for w in workers
             for name, reason in w.get("put_aside", {}).items()
         ]
+        aside += [
+            f"worker {w.get('worker_id')} leaves {name} of its repository out: {reason}"
+            for w in workers
+            for name, reason in w.get("left_out", {}).items()
+        ]
         if aside:
             blocks.append("\n".join(aside))
     if report.get("models"):

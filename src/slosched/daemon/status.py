@@ -185,6 +185,7 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "errors": worker.beat.errors,
         "dropped": worker.beat.dropped,
         "put_aside": _not_used(worker),
+        "left_out": worker.left_out,
         "leaving": worker.leaving,
         "spare_gpus": len(worker.spare),
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
@@ -208,6 +209,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "times_lost": worker.times_lost,
         "clock_error_ns": worker.beat.clock_error_ns,
         "put_aside": _not_used(worker),
+        "left_out": worker.left_out,
         "leaving": worker.leaving,
         "spare_gpus": len(worker.spare),
         "gpus": [

@@ -351,7 +351,7 @@ class ClientBrain:
             models = self.held.loaded(question.name, infos, self._there)
             self.requests.sendable_again(self._ready, now_ns)
         elif isinstance(question, Unload) and isinstance(reply, UnloadModelReply):
-            self._unloaded(canonical_model(question.name), reply.code)
+            self._unloaded(question.name, reply.code)
         if not open_.own:
             self._emit(Replied(open_.number, reply, models))
 
@@ -359,9 +359,10 @@ class ClientBrain:
         if code not in (Code.OK, Code.UNKNOWN_MODEL):
             return
         self.held.unloaded(name)
-        self.questions.drop_own(name)
-        reason = f"model {name!r} was unloaded through this client; load it again"
-        self.requests.withdrawn(name, reason)
+        for each in self.held.under(name) or [canonical_model(name)]:
+            self.questions.drop_own(each)
+            reason = f"model {each!r} was unloaded through this client; load it again"
+            self.requests.withdrawn(each, reason)
 
     def _replied(self, reply: QuestionReply, now_ns: int) -> None:
         self._heard = True

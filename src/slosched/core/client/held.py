@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from slosched.config import canonical_model
 from slosched.core.client.interface import HeldModel
 from slosched.messages import ModelInfo
+from slosched.model_source import is_version_of
 
 
 class Held:
@@ -32,7 +33,10 @@ class Held:
         models = []
         for info in infos:
             copies = self._models.setdefault(info.name, {})
-            self._asked_as[info.name] = asked_as
+            # A version that was loaded under its plain name is loaded again itself: callers hold that one.
+            self._asked_as[info.name] = (
+                info.name if is_version_of(info.name, asked_as) else asked_as
+            )
             model = copies.get(info.copy)
             if model is None:
                 model = copies[info.copy] = HeldModel(info, incarnation)
@@ -43,8 +47,16 @@ class Held:
 
     def unloaded(self, name: str) -> None:
         """The caller gave up all copies of `name`."""
-        for model in self._models.get(canonical_model(name), {}).values():
-            model.unloaded = True
+        for each in self.under(name):
+            for model in self._models[each].values():
+                model.unloaded = True
+
+    def under(self, name: str) -> list[str]:
+        """What is held under `name`: that model, or else the versions of it (as the controller reads it)."""
+        canonical = canonical_model(name)
+        if canonical in self._models:
+            return [canonical]
+        return [each for each in self._models if is_version_of(each, name)]
 
     def to_load_again(self) -> list[tuple[str, int]]:
         """Name and number of copies of all that is held, in the order in which it was first loaded."""

@@ -8,7 +8,7 @@ weights are evicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slosched.codes import Code
@@ -22,6 +22,7 @@ from slosched.core.scheduler.preparations import ModelLoaded, Preparations
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Request, Worker
 from slosched.core.scheduler.unloading import Unloading
+from slosched.core.scheduler.versions import meant, why_left_out
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
     ListModelsReply,
@@ -56,6 +57,10 @@ class _Waiting:
     measured: int = 0  # how many of its models, from the first, are LOADED
     settled: int = 0  # how many of its models, from the first, need no more waiting
     answered: bool = False
+    name: str = ""  # canonical; that of a version, where the message has a plain name (versions.py)
+
+    def __post_init__(self) -> None:
+        self.name = canonical_model(self.message.name)
 
 
 class Catalog:
@@ -118,8 +123,9 @@ class Catalog:
             reason = f"{message.name!r} is a function, and {policy} serves models alone; INFER5 serves both"
             self._reply(client, message, Code.INVALID_REQUEST, reason)
             return
+        serving = self._cluster.serving()
         missing = sum(
-            max(0, message.copies - len(self._by_name.get(canonical_model(name), ())))
+            max(0, message.copies - len(self._by_name.get(meant(name, serving), ())))
             for name in self._cascade_loads.programs(message.name)
         )
         most = self._cluster.config.max_instances
@@ -160,7 +166,7 @@ class Catalog:
     def is_loading(self, name: str) -> bool:
         """Whether instances of `name` are being prepared, or waited for."""
         name = canonical_model(name)
-        waits = any(each.message.name == name for each in self.waiting)
+        waits = any(each.name == name for each in self.waiting)
         return waits or self._preparations.under_way(name)
 
     def failure_of(self, name: str) -> tuple[int, str] | None:
@@ -230,6 +236,15 @@ class Catalog:
             self._cluster.emit(Note("warning", text))
         return wanted | dict.fromkeys(missing[:room], 1)
 
+    def offered(self, worker: Worker, fresh: Sequence[str], *, now_ns: int) -> None:
+        """`worker` can prepare the models `fresh` as well from now on: it gets what exists of them."""
+        self._preparations.changes += 1
+        if worker in self._cluster.serving() and not self.inventory.looks_at(worker):
+            for name in fresh:
+                if self._by_name.get(name):
+                    self._preparations.begin_missing(worker, name, now_ns=now_ns)
+        self.advance(now_ns=now_ns)
+
     def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
         self.inventory.worker_lost(worker, now_ns=now_ns)
         self._preparations.worker_lost(worker, now_ns=now_ns)
@@ -256,7 +271,7 @@ class Catalog:
             name in self._making
             or name in self._telling
             or self._preparations.under_way(name)
-            or any(canonical_model(each.message.name) == name for each in self.waiting)
+            or any(each.name == name for each in self.waiting)
             or name in self._cluster.own_models
             or self._cluster.is_function(name)
         )
@@ -276,7 +291,6 @@ class Catalog:
     def _advance_one(self, waiting: _Waiting, now_ns: int) -> bool:
         """Returns True when `waiting` was answered."""
         message, client = waiting.message, waiting.client
-        name = canonical_model(message.name)
         joined = self._cluster.serving()
         if not joined:
             if now_ns < waiting.give_up_ns:
@@ -288,10 +302,13 @@ class Catalog:
             if waiting.seen == self._preparations.changes:
                 return False  # it was looked at, and nothing has happened since
             waiting.seen = self._preparations.changes
-            if not self._load(waiting, name, joined, now_ns):
+            if not waiting.models:
+                waiting.name = meant(message.name, joined)
+            if not self._load(waiting, waiting.name, joined, now_ns):
                 return waiting.answered
         if not self._all_settled(waiting, joined):
             return False
+        name = waiting.name
         self._telling.append(name)
         self._slices.begin(self._tell(client, message, waiting.models, name))
         return True
@@ -343,6 +360,12 @@ class Catalog:
             if aside is not None:
                 reason = f"cannot load {name!r}: {aside}"
                 self._reply(client, message, Code.PROCESS_ENDED, reason)
+                waiting.answered = True
+                return False
+            left_out = why_left_out(message.name, joined)
+            if left_out:
+                reason = f"cannot load {name!r}: {left_out}"
+                self._reply(client, message, Code.INVALID_MODEL_PATH, reason)
                 waiting.answered = True
                 return False
             known = known_names(name, self.loadable())

@@ -15,6 +15,7 @@ from slosched.messages import (
     ErrorResult,
     Heartbeat,
     LoadModelResult,
+    Offer,
     WorkerRefused,
     WorkerToController,
     WorkerWelcome,
@@ -49,6 +50,10 @@ def _welcome(message: WorkerWelcome) -> WorkerWelcome:
         gpus=tuple(replace(gpu, name=printable(gpu.name)) for gpu in message.gpus),
         inventory=tuple(replace(each, result=_loaded(each.result)) for each in message.inventory),
     )
+
+
+def _offer(message: Offer) -> Offer:
+    return replace(message, loadable=tuple(name for name in message.loadable if name.isprintable()))
 
 
 def _heartbeat(message: Heartbeat) -> Heartbeat:
@@ -90,6 +95,7 @@ def _loaded(message: LoadModelResult) -> LoadModelResult:
 
 _MEND: dict[type, Callable[[Any], Any]] = {
     WorkerWelcome: _welcome,
+    Offer: _offer,
     WorkerRefused: _reason,
     ErrorResult: _error,
     Heartbeat: _heartbeat,

@@ -79,6 +79,7 @@ from slosched.messages import (
     InferRequest,
     ListModelsRequest,
     LoadModelRequest,
+    Offer,
     Refused,
     StatusRequest,
     UnloadModelRequest,
@@ -388,6 +389,10 @@ class Scheduler:
         self.sessions.heard(worker)
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
+        elif isinstance(message, Offer):
+            fresh = self.sessions.offered(worker, message)
+            if fresh is not None:
+                self.catalog.offered(worker, fresh, now_ns=now_ns)
         elif isinstance(message, CallNews):
             self.chains.heard(worker, message, event.outputs, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):

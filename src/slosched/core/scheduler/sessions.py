@@ -7,7 +7,7 @@ every worker dead when it wakes: one late tick is one tick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slosched.codes import Code
@@ -17,7 +17,7 @@ from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
 from slosched.core.scheduler.inventory import brought_weights, with_signatures
 from slosched.core.scheduler.lane import Lane, WideLane
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
-from slosched.core.scheduler.validation import put_aside_of, worker_error
+from slosched.core.scheduler.validation import reasons_of, worker_error
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
@@ -25,12 +25,15 @@ from slosched.messages import (
     GpuInfo,
     Heartbeat,
     HeartbeatAck,
+    Offer,
     WorkerRefused,
     WorkerWelcome,
 )
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _TICKS_UNTIL_LOST = 4
+#: Names that a note lists.
+_NAMED = 5
 TICK_NS = LOST_AFTER_NS // (_TICKS_UNTIL_LOST + 1)
 _HELLO_EVERY_NS = NS_PER_S // 2
 OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
@@ -186,7 +189,8 @@ class Sessions:
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
         worker.loadable, worker.functions = message.loadable, dict.fromkeys(message.functions)
-        worker.put_aside = put_aside_of(message)
+        worker.put_aside = reasons_of(message.put_aside)
+        worker.offer, worker.left_out = message.offer, reasons_of(message.left_out)
         self._note_put_aside()
         self.heard(worker)
         self._liveness[worker.worker_id].silent_ticks = 0
@@ -207,7 +211,33 @@ class Sessions:
         )
         for name, reason in worker.put_aside.items():
             self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
+        self._note_left_out(worker, {})
         self._on_joined(worker, worker.gpus, now_ns)
+
+    def offered(self, worker: Worker, message: Offer) -> list[str] | None:
+        """What a joined worker can prepare has changed. Returns the new names; None: it was known."""
+        if message.number <= worker.offer:
+            return None
+        before, left_out = dict.fromkeys(worker.loadable), worker.left_out
+        worker.offer, worker.left_out = message.number, reasons_of(message.left_out)
+        names = dict.fromkeys((*message.loadable, *worker.functions))
+        worker.loadable = tuple(names)
+        fresh = [name for name in names if name not in before]
+        gone = [name for name in before if name not in names]
+        for found, what in ((fresh, "offers"), (gone, "does not offer any more")):
+            if found:
+                shown = ", ".join(found[:_NAMED])
+                more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+                self._note("info", f"worker {worker.label} {what} {shown}{more}")
+        self._note_left_out(worker, left_out)
+        self._note_put_aside()
+        return fresh
+
+    def _note_left_out(self, worker: Worker, before: Mapping[str, str]) -> None:
+        for name, reason in worker.left_out.items():
+            if before.get(name) != reason:
+                text = f"worker {worker.label} leaves {name!r} of its repository out: {reason}"
+                self._note("warning", text)
 
     def _answers_us(self, worker: Worker, message: WorkerWelcome) -> bool:
         """False for a Welcome that comes late: what it says of the worker's memory is not so any more."""
@@ -324,7 +354,12 @@ class Sessions:
         self._cluster.emit(
             ToWorker(
                 worker.worker_id,
-                HeartbeatAck(heartbeat_sent_ns=message.sent_ns, received_ns=now_ns, sent_ns=now_ns),
+                HeartbeatAck(
+                    heartbeat_sent_ns=message.sent_ns,
+                    received_ns=now_ns,
+                    sent_ns=now_ns,
+                    offer=worker.offer,
+                ),
             )
         )
         # The latency of a heartbeat tells what the wire and both loops cost while no Infer does. Without it a

@@ -354,6 +354,9 @@ class Worker:
     incarnation: int = 0
     #: Name -> why it does not offer the model.
     put_aside: dict[str, str] = field(default_factory=dict)
+    #: What its repository holds and it cannot offer: name -> why; and the number of its last Offer.
+    left_out: dict[str, str] = field(default_factory=dict)
+    offer: int = 0
     #: Its last heartbeat, which may be of an earlier session.
     beat: Heartbeat = NO_BEAT
     #: Decision here until received there; exec end there until handled here.

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from slosched.codes import Code
-from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
 from slosched.core.scheduler.model_ids import ModelIds
@@ -28,6 +27,7 @@ from slosched.core.scheduler.state import (
     RequestState,
     Worker,
 )
+from slosched.core.scheduler.versions import loaded_under
 from slosched.errors import shown_name
 from slosched.messages import UnloadModel, UnloadModelReply, UnloadModelRequest
 from slosched.units import NS_PER_S, format_duration
@@ -82,7 +82,8 @@ class Unloading:
 
     def unload(self, client: Client, message: UnloadModelRequest) -> None:
         """Take `client`'s use of a model away, with `force` every client's, and answer it."""
-        name, operators = canonical_model(message.name), self._cluster.config.operators
+        operators = self._cluster.config.operators
+        names = loaded_under(message.name, self._by_name)
         if not self._unloads:
             config = self._cluster.config
             options = f"--fidelity {config.fidelity} and --placement {config.placement}"
@@ -96,11 +97,11 @@ class Unloading:
             spec = self._cluster.cascades.by_name[message.name].spec
             programs = f"{spec.light.model!r} and {spec.heavy.model!r}"
             self._refuse(client, message, f"{spec.name!r} is a cascade: unload {programs}")
-        elif not self._by_name.get(name):
+        elif not names:
             code, shown = Code.UNKNOWN_MODEL, shown_name(message.name)
             self._refuse(client, message, f"no instance of {shown} is loaded", code)
         else:
-            self._cluster.slices.begin(self._give_up(client, message, name))
+            self._cluster.slices.begin(self._give_up(client, message, names))
 
     def _refuse(
         self,
@@ -112,10 +113,23 @@ class Unloading:
         reply = UnloadModelReply(message.request_id, code, reason)
         self._cluster.emit(ToClient(client.identity, reply))
 
-    def _give_up(self, client: Client, message: UnloadModelRequest, name: str) -> Work:
+    def _give_up(self, client: Client, message: UnloadModelRequest, names: list[str]) -> Work:
+        gone = kept = 0
+        for name in names:
+            yield from self._give_up_one(client, name, force=message.force)
+            models = self._by_name.get(name, [])
+            last = next((at for at in range(len(models), 0, -1) if models[at - 1].clients), 0)
+            gone, kept = gone + len(models) - last, kept + last
+            self._asked[name] = None
+        if not client.gone:
+            reply = UnloadModelReply(message.request_id, Code.OK, unloaded=gone, kept=kept)
+            self._cluster.emit(ToClient(client.identity, reply))
+        self._due_ns = 0
+
+    def _give_up_one(self, client: Client, name: str, *, force: bool) -> Work:
         users = {client.identity: client}
-        for model in list(self._by_name[name]):
-            if message.force:
+        for model in list(self._by_name.get(name, ())):
+            if force:
                 model.taken = True  # else a client that goes on sending would use it again
                 users.update((i, user) for i, user in model.clients.items() if user is not None)
             for user in users.values():
@@ -124,13 +138,6 @@ class Unloading:
             yield len(users)
         for user in users.values():
             yield from self._end_waiting(user, name)
-        models = self._by_name.get(name, [])
-        kept = next((at for at in range(len(models), 0, -1) if models[at - 1].clients), 0)
-        if not client.gone:
-            gone = len(models) - kept
-            reply = UnloadModelReply(message.request_id, Code.OK, unloaded=gone, kept=kept)
-            self._cluster.emit(ToClient(client.identity, reply))
-        self._asked[name], self._due_ns = None, 0
 
     def _end_waiting(self, user: Client, name: str) -> Work:
         """Answer the requests of `user` that wait for `name`; what is in flight will be served."""

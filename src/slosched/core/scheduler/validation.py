@@ -144,11 +144,11 @@ def _inventory_error(message: WorkerWelcome) -> str:
     return ""
 
 
-def put_aside_of(message: WorkerWelcome) -> dict[str, str]:
-    """What the worker put aside, name to reason: bounded in count and length, and fit for a terminal."""
+def reasons_of(entries: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What a worker put aside, or left out, name to reason: bounded, and fit for a terminal."""
     return {
         printable(name, PUT_ASIDE_CHARS): printable(reason, PUT_ASIDE_CHARS)
-        for name, reason in message.put_aside[:MOST_PUT_ASIDE]
+        for name, reason in entries[:MOST_PUT_ASIDE]
     }
 
 

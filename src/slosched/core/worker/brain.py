@@ -34,6 +34,7 @@ from slosched.core.worker.kinds.call import CallKind
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.link import HelloOutcome, Identity, Link
+from slosched.core.worker.offers import Offers
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import PendingAction
 from slosched.messages import (
@@ -86,21 +87,18 @@ class WorkerBrain:
         functions: Collection[str] = (),
         most_calls: int = MOST_CALLS,
     ) -> None:
-        names = tuple(sorted(set(loadable) - {name for name, _ in put_aside}))
+        self._offers = Offers(loadable, put_aside, functions)
         self._identity = Identity(
             incarnation=incarnation,
             version=version,
             host=host,
             pid=pid,
             device=device,
-            loadable=names,
-            put_aside=tuple(put_aside),
-            functions=tuple(name for name in names if name in functions),
         )
         self._link = Link(incarnation, heartbeat_ns=heartbeat_ns)
         self._ledger = Ledger(gpus, self._link, lanes, most_calls)
         self._pipeline = Pipeline(self._ledger)
-        acceptance = Acceptance(names, put_aside, allow_zero_size_inputs)
+        acceptance = Acceptance(self._offers, allow_zero_size_inputs)
         self._kinds = kinds_of(self._pipeline, acceptance)
         calls = self._kinds[Call]
         assert isinstance(calls, CallKind)
@@ -148,6 +146,8 @@ class WorkerBrain:
         if isinstance(message, HeartbeatAck):
             if not self._link.acknowledge(event.peer, message, now_ns=now_ns):
                 self.dropped += 1
+            elif self._offers.unheard(message.offer, now_ns=now_ns):
+                self._say_offer()
             return None
         if isinstance(message, ControllerHello):
             self._hello(event.peer, message, now_ns)
@@ -299,6 +299,22 @@ class WorkerBrain:
         self._gpu_stats = stats
         self._stats_are_new = True
 
+    def offer(
+        self, loadable: Collection[str], left_out: Sequence[tuple[str, str]], *, now_ns: int
+    ) -> None:
+        """Tell the controller what can be prepared from now on: `loadable`, and the functions as before.
+
+        `left_out` has (name, reason) of what is there and cannot be offered. Instances that are prepared stay.
+        """
+        if self._offers.change(loadable, left_out, now_ns=now_ns):
+            self._say_offer()
+
+    def _say_offer(self) -> None:
+        session = self._link.session
+        if session is not None and not self._pipeline.closing and not self._lost:
+            message = self._offers.message(session)
+            self._ledger.effects.append(ToController(self._link.peer, message))
+
     def note_bad_message(self) -> None:
         """A message was malformed or oversized; heartbeats carry the count."""
         self.dropped += 1
@@ -368,9 +384,11 @@ class WorkerBrain:
             pid=identity.pid,
             device=identity.device,
             gpus=self.gpu_reports(),
-            loadable=identity.loadable,
-            put_aside=identity.put_aside,
-            functions=identity.functions,
+            loadable=self._offers.loadable,
+            put_aside=self._offers.put_aside,
+            functions=self._offers.functions,
+            offer=self._offers.number,
+            left_out=self._offers.left_out,
             inventory=inventory_of(self._ledger.instances.values()) if tells else (),
             incarnation=incarnation,
             times_lost=times_lost,

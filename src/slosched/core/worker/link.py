@@ -53,9 +53,6 @@ class Identity:
     host: str
     pid: int
     device: str
-    loadable: tuple[str, ...]
-    put_aside: tuple[tuple[str, str], ...] = ()
-    functions: tuple[str, ...] = ()
 
 
 class Link:

@@ -8,12 +8,12 @@ new kind is a file here; a device learns the operations that are new.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic
 
 from slosched.codes import ActionType, Code
 from slosched.core.clock_sync import ClockSync
+from slosched.core.worker.offers import Offers
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import M, PendingAction
 from slosched.messages import Action, Call, EvictWeights, Infer, LoadModel, LoadWeights, Span
@@ -24,10 +24,9 @@ Fault = tuple[Code, str]
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What this worker takes: `loadable` has canonical names, `put_aside` (name, reason) of refused models."""
+    """What this worker takes: its offers, and whether it makes inputs up."""
 
-    loadable: tuple[str, ...]
-    put_aside: Sequence[tuple[str, str]] = ()
+    offers: Offers
     zero_size_inputs: bool = True
 
 

@@ -29,7 +29,7 @@ class LoadModelKind(ActionKind[LoadModel]):
 
     def check(self, action: PendingAction[LoadModel], frames: tuple[int, ...]) -> Fault | None:
         name = canonical_model(action.message.name)
-        for other, reason in self._acceptance.put_aside:
+        for other, reason in self._acceptance.offers.put_aside:
             if other == name:
                 return Code.PROCESS_ENDED, f"put aside: {reason}"
         return self._fault(action.message, name) or self._set_window(action, action.message)
@@ -156,7 +156,7 @@ class LoadModelKind(ActionKind[LoadModel]):
 
     def _fault(self, message: LoadModel, name: str) -> Fault | None:
         """What is wrong with a message for the model of the canonical `name`, now."""
-        loadable = self._acceptance.loadable
+        loadable = self._acceptance.offers.loadable
         if name not in loadable:
             known = known_names(name, loadable)
             return (
