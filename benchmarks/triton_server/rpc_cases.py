@@ -1,0 +1,250 @@
+"""What is asked over gRPC in conformance.py: right and wrong requests, as messages of the published protocol."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from http_cases import FLOATS, INTS, texts
+from tritonclient.grpc import service_pb2 as pb
+
+Message = Any
+
+
+@dataclass(frozen=True)
+class RpcCase:
+    """One call of `method`; with `stream` the requests go over ModelStreamInfer, one after another."""
+
+    name: str
+    method: str
+    requests: tuple[Message, ...]
+    occupied: bool = False
+
+    @property
+    def stream(self) -> bool:
+        return self.method == "ModelStreamInfer"
+
+
+def _input(name: str, datatype: str, shape: tuple[int, ...], **contents: Any) -> Message:
+    tensor = pb.ModelInferRequest().InferInputTensor(name=name, datatype=datatype, shape=shape)
+    for field, values in contents.items():
+        getattr(tensor.contents, field).extend(values)
+    return tensor
+
+
+def pair(
+    *, model: str = "pair", version: str = "", change: Callable[[Message], None] | None = None
+) -> Message:
+    """A right inference with raw contents, which `change` may spoil."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    request.inputs.extend(
+        [_input("left", "FP32", (1, 4)), _input("right", "INT32", (1, 4))],
+    )
+    request.raw_input_contents.extend([FLOATS, INTS])
+    if change is not None:
+        change(request)
+    return request
+
+
+def typed(left: tuple[float, ...] = (1, 2.5, -3, 4)) -> Message:
+    request = pb.ModelInferRequest(model_name="pair")
+    request.inputs.extend(
+        [
+            _input("left", "FP32", (1, 4), fp32_contents=left),
+            _input("right", "INT32", (1, 4), int_contents=(1, 2, 3, 4)),
+        ]
+    )
+    return request
+
+
+def slow(**timeout: Any) -> Message:
+    request = pb.ModelInferRequest(model_name="slow")
+    request.inputs.append(_input("input", "FP32", (1, 1)))
+    request.raw_input_contents.append(struct.pack("<f", 1))
+    for field, value in timeout.items():
+        setattr(request.parameters["timeout"], field, value)
+    return request
+
+
+def shout(raw: bytes) -> Message:
+    request = pb.ModelInferRequest(model_name="shout")
+    request.inputs.append(_input("texts", "BYTES", (1, 2)))
+    request.raw_input_contents.append(raw)
+    return request
+
+
+def spoilt() -> Iterator[tuple[str, Callable[[Message], None]]]:
+    """Ways to spoil `pair`, and a few that leave it right."""
+
+    def output(*names: str) -> Callable[[Message], None]:
+        return lambda request: request.outputs.extend(
+            [request.InferRequestedOutputTensor(name=name) for name in names]
+        )
+
+    def on_left(**values: Any) -> Callable[[Message], None]:
+        def change(request: Message) -> None:
+            for name, value in values.items():
+                if name == "shape":
+                    request.inputs[0].shape[:] = value
+                else:
+                    setattr(request.inputs[0], name, value)
+
+        return change
+
+    def raw(*contents: bytes) -> Callable[[Message], None]:
+        def change(request: Message) -> None:
+            request.raw_input_contents[:] = contents
+
+        return change
+
+    def drop(request: Message) -> None:
+        del request.inputs[1], request.raw_input_contents[1]
+
+    def twice(request: Message) -> None:
+        request.inputs.append(request.inputs[0])
+        request.raw_input_contents.append(FLOATS)
+
+    def mixed(request: Message) -> None:
+        request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
+
+    def region(request: Message) -> None:
+        del request.raw_input_contents[0]
+        request.inputs[0].parameters["shared_memory_region"].string_param = "nope"
+        request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
+
+    def empty(request: Message) -> None:
+        del request.inputs[:], request.raw_input_contents[:]
+
+    def both(shape: list[int]) -> Callable[[Message], None]:
+        def change(request: Message) -> None:
+            for each in request.inputs:
+                each.shape[:] = shape
+            times = max(0, shape[0]) if len(shape) > 1 else 1
+            request.raw_input_contents[:] = [FLOATS * times, INTS * times]
+
+        return change
+
+    yield "id", lambda request: setattr(request, "id", "a id")
+    yield "one output", output("difference")
+    yield "unknown output", output("product")
+    yield "output twice", output("sum", "sum")
+    yield "missing input", drop
+    yield "no inputs", empty
+    yield "input twice", twice
+    yield "unknown input", on_left(name="middle")
+    yield "input without a name", on_left(name="")
+    yield "wrong datatype", on_left(datatype="INT32")
+    yield "unknown datatype", on_left(datatype="FP31")
+    yield "without a datatype", on_left(datatype="")
+    yield "wrong shape", on_left(shape=[1, 5])
+    yield "without a shape", on_left(shape=[])
+    yield "negative extent", on_left(shape=[-1, 4])
+    yield "huge extents", on_left(shape=[2**40, 2**40])
+    yield "no batch dimension", both([4])
+    yield "batch of 2", both([2, 4])
+    yield "batch of 5", both([5, 4])
+    yield "batch of 0", both([0, 4])
+    yield "batches differ", on_left(shape=[2, 4])
+    yield "raw: one too few", raw(FLOATS)
+    yield "raw: one too many", raw(FLOATS, INTS, INTS)
+    yield "raw: too short", raw(FLOATS[:-4], INTS)
+    yield "raw: too long", raw(FLOATS + FLOATS, INTS)
+    yield "raw and typed contents", mixed
+    yield "input in unknown region", region
+    yield (
+        "unknown parameters",
+        lambda request: setattr(request.parameters["colour"], "string_param", "red"),
+    )
+
+
+def cases() -> Iterator[RpcCase]:
+    """All, in the order in which they are asked."""
+    yield from _plain()
+    yield RpcCase("infer: raw", "ModelInfer", (pair(),))
+    yield RpcCase("infer: typed contents", "ModelInfer", (typed(),))
+    yield RpcCase("infer: typed contents, too few", "ModelInfer", (typed((1, 2, 3)),))
+    yield RpcCase("infer: version 1", "ModelInfer", (pair(version="1"),))
+    yield RpcCase("infer: version 2", "ModelInfer", (pair(version="2"),))
+    yield RpcCase("infer: version 'one'", "ModelInfer", (pair(version="one"),))
+    yield RpcCase("infer: unknown model", "ModelInfer", (pair(model="nope"),))
+    yield RpcCase("infer: not loaded", "ModelInfer", (pair(model="spare"),))
+    yield RpcCase("infer: no model", "ModelInfer", (pair(model=""),))
+    for name, change in spoilt():
+        yield RpcCase(f"infer: {name}", "ModelInfer", (pair(change=change),))
+    yield RpcCase("texts: raw", "ModelInfer", (shout(texts(b"ab", b"cd")),))
+    yield RpcCase(
+        "texts: length beyond the end", "ModelInfer", (shout(texts(b"ab") + b"\x5a\0\0\0cd"),)
+    )
+    yield RpcCase("texts: one too few", "ModelInfer", (shout(texts(b"ab")),))
+    yield RpcCase("texts: one too many", "ModelInfer", (shout(texts(b"a", b"b", b"c")),))
+    yield RpcCase("timeout: long enough", "ModelInfer", (slow(int64_param=5_000_000),))
+    expired = slow(int64_param=1000)
+    yield RpcCase("timeout: expired in the queue", "ModelInfer", (expired,), occupied=True)
+    yield RpcCase("timeout: a string", "ModelInfer", (slow(string_param="1000"),))
+    yield RpcCase("timeout: negative", "ModelInfer", (slow(int64_param=-1),))
+    wrong, unknown = pair(change=dict(spoilt())["wrong shape"]), pair(model="nope")
+    yield RpcCase("stream: right, wrong, right", "ModelStreamInfer", (pair(), wrong, pair()))
+    yield RpcCase("stream: unknown model", "ModelStreamInfer", (unknown,))
+    final = pair()
+    final.parameters["triton_enable_empty_final_response"].bool_param = True
+    yield RpcCase("stream: with an empty final response", "ModelStreamInfer", (final,))
+    yield from _repository()
+
+
+def _plain() -> Iterator[RpcCase]:
+    yield RpcCase("live", "ServerLive", (pb.ServerLiveRequest(),))
+    yield RpcCase("ready", "ServerReady", (pb.ServerReadyRequest(),))
+    yield RpcCase("server metadata", "ServerMetadata", (pb.ServerMetadataRequest(),))
+    for word, method, message in (
+        ("ready", "ModelReady", pb.ModelReadyRequest),
+        ("metadata", "ModelMetadata", pb.ModelMetadataRequest),
+        ("config", "ModelConfig", pb.ModelConfigRequest),
+        ("statistics", "ModelStatistics", pb.ModelStatisticsRequest),
+    ):
+        for name, version in (
+            ("pair", ""),
+            ("pair", "1"),
+            ("pair", "2"),
+            ("pair", "one"),
+            ("nope", ""),
+            ("spare", ""),
+            ("", ""),
+        ):
+            text = f"{word}: {name or 'no model'}" + (f", version {version!r}" if version else "")
+            yield RpcCase(text, method, (message(name=name, version=version),))
+    wanted = pb.SystemSharedMemoryRegisterRequest(
+        name="mine", key="/slosched_no_such_key", byte_size=64
+    )
+    system, cuda = "SystemSharedMemory", "CudaSharedMemory"
+    yield RpcCase("memory: status", f"{system}Status", (pb.SystemSharedMemoryStatusRequest(),))
+    unknown = pb.SystemSharedMemoryStatusRequest(name="nope")
+    yield RpcCase("memory: status of unknown", f"{system}Status", (unknown,))
+    yield RpcCase("memory: register unknown key", f"{system}Register", (wanted,))
+    gone = pb.SystemSharedMemoryUnregisterRequest(name="nope")
+    yield RpcCase("memory: unregister unknown", f"{system}Unregister", (gone,))
+    every = pb.CudaSharedMemoryUnregisterRequest()
+    yield RpcCase("memory: cuda unregister all", f"{cuda}Unregister", (every,))
+    theirs = pb.CudaSharedMemoryRegisterRequest(
+        name="mine", raw_handle=b"nonsense", device_id=0, byte_size=64
+    )
+    yield RpcCase("memory: cuda register", f"{cuda}Register", (theirs,))
+    yield RpcCase("memory: cuda status", f"{cuda}Status", (pb.CudaSharedMemoryStatusRequest(),))
+    yield RpcCase("trace setting", "TraceSetting", (pb.TraceSettingRequest(),))
+    yield RpcCase("logging", "LogSettings", (pb.LogSettingsRequest(),))
+
+
+def _repository() -> Iterator[RpcCase]:
+    index = pb.RepositoryIndexRequest
+    load, unload = "RepositoryModelLoad", "RepositoryModelUnload"
+    named = pb.RepositoryModelLoadRequest, pb.RepositoryModelUnloadRequest
+    yield RpcCase("index", "RepositoryIndex", (index(),))
+    yield RpcCase("index: ready", "RepositoryIndex", (index(ready=True),))
+    yield RpcCase("load: unknown", load, (named[0](model_name="nope"),))
+    yield RpcCase("load: no name", load, (named[0](),))
+    yield RpcCase("load: again", load, (named[0](model_name="pair"),))
+    yield RpcCase("unload: unknown", unload, (named[1](model_name="nope"),))
+    yield RpcCase("load: spare", load, (named[0](model_name="spare"),))
+    yield RpcCase("infer: after load", "ModelInfer", (pair(model="spare"),))
+    yield RpcCase("unload: spare", unload, (named[1](model_name="spare"),))
