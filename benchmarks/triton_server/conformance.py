@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/triton_server/conformance.py --record tests/golden/triton_answers.json
 
-starts a real Triton (server.py) with the models of models.py and writes its answers; they are committed, and
-tests/test_gateway_conformance.py compares those of `slosched gateway` with them. `--http PORT --grpc PORT` asks
-a server that runs on 127.0.0.1 instead. About 250 cases; ten seconds.
+starts a real Triton (triton_process.py) with the models of triton_models.py and writes its answers; they are
+committed, and tests/test_gateway_conformance.py compares those of `slosched gateway` with them. `--http PORT
+--grpc PORT` asks a server that runs on 127.0.0.1 instead. 268 requests, fifteen seconds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 import grpc
 import http_cases
 import rpc_cases
+import triton_models
 from google.protobuf.json_format import MessageToDict
 from raw_http import HttpAnswer, exchange, json_of
+from triton_process import DEFAULT_CACHE, VERSION, serving
 from tritonclient.grpc import service_pb2_grpc
 
-import models
-from server import DEFAULT_CACHE, VERSION, serving
 from slosched import clock
 from slosched.errors import SloschedError
 from slosched.output_files import write_file
@@ -39,10 +39,10 @@ _HEADERS = ("content-type", "inference-header-content-length", "content-encoding
 _WITHIN_S = 15.0
 _OCCUPYING = 3
 #: How long the model `slow` has been busy when a request comes that shall wait behind it.
-_OCCUPIED_NS = round(models.SLOW_S * NS_PER_S / 4)
+_OCCUPIED_NS = round(triton_models.SLOW_S * NS_PER_S / 4)
 #: What is another number in each run: times, and counts of what came before.
 _NUMBERS = frozenset(
-    "ns count last_inference inference_count execution_count batch_size compute_input compute_infer".split()
+    ("ns", "count", "last_inference", "inference_count", "execution_count", "batch_size")
 )
 
 Answer = dict[str, Any]
@@ -64,8 +64,8 @@ def ask(http_port: int, grpc_port: int) -> dict[str, Answer]:
 
 @contextlib.contextmanager
 def _occupied(http_port: int) -> Iterator[None]:
-    """The model `slow` runs for other clients. Triton has some more requests ready behind the one that runs, and
-    these do not expire."""
+    """The model `slow` runs for others. Triton keeps requests ready behind the one that runs, and these do not
+    expire."""
     with contextlib.ExitStack() as connections:
         others = [
             connections.enter_context(
@@ -148,10 +148,13 @@ def read_golden(path: Path) -> dict[str, Answer]:
 
 def record(cache: Path) -> dict[str, Answer]:
     """What a real Triton answers."""
-    arguments = ["--model-control-mode=explicit", *(f"--load-model={m}" for m in models.LOADED)]
+    arguments = [
+        "--model-control-mode=explicit",
+        *(f"--load-model={m}" for m in triton_models.LOADED),
+    ]
     with (
         tempfile.TemporaryDirectory(prefix="slosched-triton-") as folder,
-        serving(Path(folder), models.MODELS, cache=cache, arguments=arguments) as triton,
+        serving(Path(folder), triton_models.MODELS, cache=cache, arguments=arguments) as triton,
     ):
         found = ask(triton.http_port, triton.grpc_port)
         triton.check()
@@ -160,7 +163,9 @@ def record(cache: Path) -> dict[str, Answer]:
 
 def main(given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="What a server of the protocol answers.")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of server.py")
+    parser.add_argument(
+        "--cache", type=Path, default=DEFAULT_CACHE, help="folder of triton_process.py"
+    )
     parser.add_argument("--record", type=Path, help="write Triton's answers to this file")
     parser.add_argument("--http", type=int, help="ask a server on this port of 127.0.0.1")
     parser.add_argument("--grpc", type=int, help="and on this one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Sequence
@@ -37,10 +38,9 @@ def message(
 def exchange(port: int, data: bytes, *, head: bool = False) -> HttpAnswer:
     """Send `data` to 127.0.0.1 and read one final answer. Raises OSError, also if none comes in time."""
     with socket.create_connection(("127.0.0.1", port), timeout=_WITHIN_S) as connection:
-        try:
+        # It may have answered, and closed, before it had read everything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have answered before it had read everything
         return _read(connection, head)
 
 

@@ -1,4 +1,4 @@
-"""What is asked over gRPC in conformance.py: right and wrong requests, as messages of the published protocol."""
+"""What is asked over gRPC in conformance.py: right and wrong requests, in the published messages."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The `tritonserver` binary 2.51.0 and its Python backend come from the wheel of nvidia-pytriton 0.7.0 (PyPI), of
 which nothing else is used. It is unpacked into a cache folder, and downloaded there if it is missing.
 
-    .venv/bin/python benchmarks/triton_server/server.py --directory NEW_FOLDER   # fetch it, start it, end it
+    .venv/bin/python benchmarks/triton_server/triton_process.py --directory NEW_FOLDER    # fetch, start, end
 """
 
 from __future__ import annotations

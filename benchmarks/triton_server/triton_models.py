@@ -6,7 +6,7 @@ a second, and `spare` is in the repository but not loaded.
 
 from __future__ import annotations
 
-from server import Model
+from triton_process import Model
 
 SLOW_S = 0.2
 
@@ -32,7 +32,9 @@ name: "NAME"
 backend: "python"
 max_batch_size: 4
 input [ { name: "left" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "right" data_type: TYPE_INT32 dims: [ 4 ] } ]
-output [ { name: "sum" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "difference" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [
+  { name: "sum" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "difference" data_type: TYPE_FP32 dims: [ 4 ] }
+]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 dynamic_batching { }
 """
@@ -46,7 +48,8 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             texts = pb_utils.get_input_tensor_by_name(request, "texts").as_numpy()
-            loud = np.array([each.decode().upper().encode() for each in texts.flat], object).reshape(texts.shape)
+            loud = [each.decode().upper().encode() for each in texts.flat]
+            loud = np.array(loud, object).reshape(texts.shape)
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("loud", loud)]))
         return responses
 """
@@ -72,7 +75,7 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([pb_utils.Tensor("output", each)]) for each in x]
 """
 
-# A request's own timeout counts only if it is shorter than the default one, and no default is no timeout.
+# A request's own timeout counts only if it is shorter than the default one; without a default none counts.
 _SLOW_CONFIG = """
 name: "slow"
 backend: "python"
@@ -81,7 +84,9 @@ input [ { name: "input" data_type: TYPE_FP32 dims: [ 1 ] } ]
 output [ { name: "output" data_type: TYPE_FP32 dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 dynamic_batching {
-  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 60000000 allow_timeout_override: true }
+  default_queue_policy {
+    timeout_action: REJECT default_timeout_microseconds: 60000000 allow_timeout_override: true
+  }
 }
 """
 
