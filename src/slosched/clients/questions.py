@@ -118,8 +118,13 @@ class Questions(Session):
         self, *, timeout_s: float = 5.0
     ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
         """Return the instances that are loaded, and the names that can be."""
-        reply, _ = await self._ask(ListModels(limit_ns(timeout_s)), ListModelsReply, "models")
+        reply = await self.listing(timeout_s=timeout_s)
         return reply.models, reply.loadable
+
+    async def listing(self, *, timeout_s: float = 5.0) -> ListModelsReply:
+        """All that the controller says of models and of the names that workers offer."""
+        reply, _ = await self._ask(ListModels(limit_ns(timeout_s)), ListModelsReply, "models")
+        return reply
 
     async def status(self, *, brief: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return the controller's report: plain dicts and lists, times in ns.

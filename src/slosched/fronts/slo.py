@@ -1,7 +1,7 @@
 """Which SLO a request has. One rule for both protocols, so that a client may change its transport.
 
-The request parameter `timeout` comes first, then the header or metadata `slosched-slo`, then the RPC's deadline,
-and with none of them the controller's default holds.
+The request parameter `timeout` comes first, then the header or metadata `slosched-slo`, then the RPC's
+deadline, and with none of them the controller's default holds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _LONGEST_TEXT = 64
 def slo_ns(timeout_us: object = None, header: str = "", deadline_ns: int = 0) -> int:
     """The SLO in ns; 0 is the controller's default.
 
-    `timeout_us` is the request's parameter `timeout` in whole microseconds (None or 0: not given, as in Triton),
-    `header` the text of `slosched-slo`, `deadline_ns` what is left of the RPC's deadline (0: it has none). A
-    deadline that lies further than 146 years ahead counts as none. Raises FrontError, 400.
+    `timeout_us` is the request's parameter `timeout` in whole microseconds (None or 0: not given, as in
+    Triton), `header` the text of `slosched-slo`, `deadline_ns` what is left of the RPC's deadline (0: it has
+    none). A deadline that lies further than 146 years ahead counts as none. Raises FrontError, 400.
     """
     if timeout_us is not None:
         given_ns = _timeout_ns(timeout_us)
