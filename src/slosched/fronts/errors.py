@@ -6,6 +6,8 @@ from enum import Enum
 
 import msgspec
 
+from slosched.units import NS_PER_US
+
 
 class Status(Enum):
     """Statuses by the gRPC code (its number) and the HTTP status that say the same."""
@@ -38,6 +40,16 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     predicted_start_ns: int = -1
     predicted_exec_ns: int = -1
     time_left_ns: int = 0
+
+    def fields(self) -> dict[str, int]:
+        """By the names of headers, metadata and JSON fields; a prediction that was not made is left out."""
+        found = {"slosched-code": int(self.code)}
+        if self.predicted_start_ns >= 0:
+            found["slosched-predicted-start-us"] = self.predicted_start_ns // NS_PER_US
+        if self.predicted_exec_ns >= 0:
+            found["slosched-predicted-exec-us"] = self.predicted_exec_ns // NS_PER_US
+        found["slosched-time-left-us"] = self.time_left_ns // NS_PER_US
+        return found
 
 
 class FrontError(Exception):

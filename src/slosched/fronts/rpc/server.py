@@ -1,0 +1,149 @@
+"""The gRPC side: a server of grpc.aio in the running event loop, and the methods it serves.
+
+No process may be forked from one that runs it: grpc's threads do not survive that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from typing import Protocol
+
+import grpc
+
+from slosched.addresses import bracketed
+from slosched.errors import AddressInUse, InvalidConfig
+from slosched.fronts.rpc.calls import Call, handler
+from slosched.fronts.rpc.documents import METHODS
+from slosched.fronts.rpc.inference import Circumstances, answer_bytes, asked, parsed
+from slosched.fronts.rpc.messages import SERVICE
+from slosched.fronts.rpc.streams import IN_TIME, Streams
+from slosched.fronts.service import Service
+from slosched.gateway_config import GatewayConfig
+
+#: RPCs beside those that wait for inferences: health and metadata are answered under full load too.
+_SPARE_RPCS = 64
+#: RPCs of one connection at a time; more wait at their client.
+_MOST_PER_CONNECTION = 1024
+#: What a message has beside the tensors that `max_request_bytes` bounds.
+_HEAD_BYTES = 64 * 1024
+_METADATA_BYTES = 16 * 1024
+_HANDSHAKE_WITHIN_MS = 10_000
+_KEEPALIVE_MS, _KEEPALIVE_WITHIN_MS = 60_000, 20_000
+
+
+class Certificates(Protocol):
+    """The PEM bytes of a certificate chain and of its private key (fronts/tls.py)."""
+
+    @property
+    def certificate(self) -> bytes: ...
+
+    @property
+    def key(self) -> bytes: ...
+
+
+class RpcFront:
+    """The gRPC port of a gateway. `port` is known after `start`.
+
+    Without `tls` it speaks plain text.
+    """
+
+    def __init__(
+        self, service: Service, config: GatewayConfig, *, tls: Certificates | None = None
+    ) -> None:
+        self.port = 0
+        self._service, self._config, self._tls = service, config, tls
+        self._streams = Streams(service, config.max_request_bytes)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises AddressInUse when the port is taken, InvalidConfig when it cannot be had."""
+        host, port = self._config.bind, self._config.grpc_port
+        check_port(host, port)
+        server = grpc.aio.server(
+            options=tuple(_options(self._config).items()),
+            maximum_concurrent_rpcs=self._config.max_in_flight + _SPARE_RPCS,
+        )
+        # For each registered method grpc would have a wait of its own; for generic ones there is one for all.
+        handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
+        server.add_generic_rpc_handlers((handlers,))
+        address = f"{bracketed('::' if host == '*' else host)}:{port}"
+        try:
+            if self._tls is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                pair = (self._tls.key, self._tls.certificate)
+                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        except RuntimeError as error:
+            raise InvalidConfig(f"cannot listen on {address} for gRPC: {error}") from None
+        self._server = server
+        await server.start()
+
+    async def drain(self, within_s: float) -> None:
+        """Take no new RPCs, let those that run end within this time, and cancel the rest."""
+        self._streams.finish()
+        if self._server is not None:
+            await self._server.stop(within_s)
+
+    async def close(self) -> None:
+        """End at once. Safe to call again."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(None)
+
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        methods = {**METHODS, "ModelInfer": self._infer}
+        found = {name: handler(self._service, method) for name, method in methods.items()}
+        return found | {"ModelStreamInfer": self._streams.handler()}
+
+    async def _infer(self, call: Call) -> bytes:
+        caller = call.caller()
+        incoming = parsed(await call.request())
+        circumstances = Circumstances(
+            call.slo_header, call.deadline_ns(), call.regions, self._config.max_request_bytes
+        )
+        answered = await self._service.infer(asked(incoming, circumstances), caller)
+        if not answered.in_time:
+            call.context.set_trailing_metadata(((IN_TIME, "0"),))
+        return answer_bytes(answered)
+
+
+def _options(config: GatewayConfig) -> dict[str, int]:
+    """The settings of grpc's core (its channel arguments)."""
+    return {
+        "grpc.so_reuseport": 0,  # a second process would take half of the connections
+        "grpc.max_receive_message_length": min(config.max_request_bytes + _HEAD_BYTES, 2**31 - 1),
+        "grpc.max_send_message_length": -1,
+        "grpc.max_concurrent_streams": _MOST_PER_CONNECTION,
+        "grpc.max_allowed_incoming_connections": config.max_connections,
+        "grpc.max_metadata_size": _METADATA_BYTES,
+        "grpc.absolute_max_metadata_size": _METADATA_BYTES,
+        "grpc.server_handshake_timeout_ms": _HANDSHAKE_WITHIN_MS,
+        "grpc.keepalive_time_ms": _KEEPALIVE_MS,
+        "grpc.keepalive_timeout_ms": _KEEPALIVE_WITHIN_MS,
+    }
+
+
+def check_port(host: str, port: int) -> None:
+    """Whether this process may listen there; grpc itself does not say why it cannot.
+
+    Raises AddressInUse, or InvalidConfig.
+    """
+    try:
+        places = socket.getaddrinfo(
+            None if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = places[0]
+        with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"gRPC port {port} on {host} is in use; choose another with --grpc-port (-1: none)"
+            ) from None
+        raise InvalidConfig(
+            f"cannot listen on {host}, port {port}, for gRPC: {error.strerror}"
+        ) from None

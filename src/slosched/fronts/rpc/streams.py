@@ -1,0 +1,197 @@
+"""ModelStreamInfer: requests in flight beside each other on one RPC, answered as their answers come.
+
+A stream takes MOST requests that are not answered, and is not read beyond: HTTP/2's flow control then holds its
+client back. An SLO counts from the time at which the request was read. The stream's own deadline is not that of
+its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream continues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import grpc
+
+from slosched.fronts.asked import Answered
+from slosched.fronts.errors import FrontError
+from slosched.fronts.rpc.calls import Call, report
+from slosched.fronts.rpc.inference import (
+    Circumstances,
+    answer_bytes,
+    asked,
+    parsed,
+    set_parameters,
+)
+from slosched.fronts.rpc.messages import StreamResponse
+from slosched.fronts.rpc.statuses import fail, internal, shown
+from slosched.fronts.service import Caller, Running, Service
+
+#: Requests of one stream that are in flight, or whose answers its client has not taken.
+MOST = 256
+#: Bytes of answers that were not taken, beyond which a stream is not read either.
+MOST_BYTES = 16 * 1024**2
+#: What an answer says that came after its SLO, with the value 0.
+IN_TIME = "slosched-in-time"
+_FINAL = "triton_final_response"
+
+
+class Stream:
+    """One RPC of ModelStreamInfer. `run` is its whole life; `finish` ends it when its requests are answered."""
+
+    def __init__(self, call: Call, caller: Caller, max_bytes: int) -> None:
+        self._service: Service = call.service
+        self._context: grpc.aio.ServicerContext = call.context
+        self._caller = caller
+        self._circumstances = Circumstances(call.slo_header, 0, call.regions, max_bytes)
+        self._running: dict[int, Running | None] = {}
+        self._answers: deque[bytes] = deque()
+        self._unwritten = self._unwritten_bytes = 0
+        self._number = 0
+        self._changed = asyncio.Event()
+        self._to_write = asyncio.Event()
+        self._finishing = False
+        self._reader: asyncio.Task[object] | None = None
+
+    async def run(self) -> None:
+        """Serve it to its end."""
+        writer = asyncio.create_task(self._write(asyncio.current_task()))
+        try:
+            while await self._read():
+                while self._is_full():
+                    await self._change()
+            while self._running or self._unwritten:
+                await self._change()
+        finally:
+            for each in self._running.values():
+                if each is not None:
+                    each.cancel()
+            self._running.clear()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+        if self._finishing:
+            await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
+
+    def finish(self) -> None:
+        """Take no more requests: the gateway ends."""
+        self._finishing = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def _read(self) -> bool:
+        """Read a request and begin it; False at the stream's end."""
+        if self._finishing:
+            return False
+        self._reader = asyncio.current_task()
+        try:
+            data = await self._context.read()
+        except asyncio.CancelledError:
+            if not self._finishing or self._reader is None:
+                raise
+            self._reader.uncancel()
+            return False
+        finally:
+            self._reader = None
+        if data is grpc.aio.EOF:
+            return False
+        self._begin(data)
+        return True
+
+    def _is_full(self) -> bool:
+        return len(self._running) + self._unwritten >= MOST or self._unwritten_bytes >= MOST_BYTES
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _begin(self, data: bytes) -> None:
+        self._number += 1
+        number, request_id, wants_final = self._number, "", False
+
+        def ended(end: Answered | FrontError) -> None:
+            self._running.pop(number, None)
+            self._answer(end, request_id, wants_final=wants_final)
+
+        self._running[number] = None
+        try:
+            incoming = parsed(data)
+            request_id, wants_final = incoming.head.id, incoming.wants_final
+            wanted = asked(incoming, self._circumstances)
+            running = self._service.begin(wanted, self._caller, ended)
+        except FrontError as error:
+            ended(error)
+        except Exception as error:  # a bug ends neither the stream nor the requests beside this one
+            report(error)
+            ended(internal(error))
+        else:
+            if number in self._running:  # it may have ended already
+                self._running[number] = running
+
+    def _answer(self, end: Answered | FrontError, request_id: str, *, wants_final: bool) -> None:
+        parameters: dict[str, object] = {_FINAL: True} if wants_final else {}
+        if isinstance(end, FrontError):
+            if end.refusal is not None:
+                parameters |= end.refusal.fields()
+            made = StreamResponse(error_message=shown(end.text))
+            made.infer_response.id = request_id
+            set_parameters(made.infer_response, parameters)
+            data: bytes = made.SerializeToString()
+        else:
+            if not end.in_time:
+                parameters[IN_TIME] = 0
+            data = answer_bytes(end, parameters)
+        self._answers.append(data)
+        self._unwritten += 1
+        self._unwritten_bytes += len(data)
+        self._to_write.set()
+        self._changed.set()
+
+    async def _write(self, owner: asyncio.Task[object] | None) -> None:
+        """Write answers as they come. Ends the stream's task if that fails: its client is gone."""
+        try:
+            while True:
+                while self._answers:
+                    data = self._answers.popleft()
+                    await self._context.write(data)
+                    self._unwritten -= 1
+                    self._unwritten_bytes -= len(data)
+                    self._changed.set()
+                self._to_write.clear()
+                await self._to_write.wait()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            if owner is not None:
+                owner.cancel()
+            raise
+
+
+class Streams:
+    """The streams of a server."""
+
+    def __init__(self, service: Service, max_bytes: int) -> None:
+        self._service, self._max_bytes = service, max_bytes
+        self._open: set[Stream] = set()
+
+    def handler(self) -> grpc.RpcMethodHandler:
+        """grpc's handler of ModelStreamInfer."""
+
+        async def handle(_requests: object, context: grpc.aio.ServicerContext) -> None:
+            call = Call(self._service, context)
+            try:
+                caller = call.caller()
+            except FrontError as error:
+                await fail(context, error)
+                return
+            stream = Stream(call, caller, self._max_bytes)
+            self._open.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._open.discard(stream)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def finish(self) -> None:
+        """Let each end when its requests are answered."""
+        for each in list(self._open):
+            each.finish()
