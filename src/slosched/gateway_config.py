@@ -92,7 +92,11 @@ class GatewayConfig:
     ] = 4096
     max_in_flight_bytes: Annotated[
         AtLeast1,
-        Option(help="Inputs of these requests together; more get 429.", panel=ADMISSION),
+        Option(
+            help="Inputs of these requests together; more get 429.",
+            name="max_in_flight_bytes",
+            panel=ADMISSION,
+        ),
     ] = 1024**3
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)],

@@ -22,6 +22,7 @@ from slosched.cli import (
     explain,
     functions,
     fuzz,
+    gateway,
     keys,
     max_rate,
     plan,
@@ -45,6 +46,7 @@ _ORDER = (
     "demo",
     "worker",
     "controller",
+    "gateway",
     "client",
     "models",
     "status",
@@ -136,6 +138,9 @@ app.command(
     cls=controller.ControllerCommand,
     short_help="Run the controller that plans every inference.",
 )(controller.controller)
+app.command("gateway", short_help="Serve the Open Inference Protocol, as Triton does.")(
+    gateway.gateway
+)
 app.add_typer(
     client.app,
     name="client",

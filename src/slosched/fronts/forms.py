@@ -1,8 +1,8 @@
 """A request's tensors as frames of a model's rows, and rows' outputs as tensors again.
 
 In the protocol a model takes a batch: each shape has one dimension more, in front, and a request of n rows is
-n requests of ours (signature.py has a row's layout). The frame of a single input of a fixed shape is the memory
-of the request itself. What does not fit is refused in Triton's words.
+n of the controller's (signature.py has a row's layout). The frame of a single input of a fixed shape is the
+memory of the request itself. What does not fit is refused in Triton's words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from slosched.clients.tensors import inputs_of, outputs_of
 from slosched.fronts.asked import Asked, NamedTensor
-from slosched.fronts.datatypes import OF_NUMPY
+from slosched.fronts.datatypes import OF_NUMPY, TO_NUMPY
 from slosched.fronts.errors import FrontError, Status
 from slosched.message_types import ModelInfo
 from slosched.signature import BYTES, VARIES, Tensor, joined, single, split
@@ -60,9 +60,10 @@ class Form:
         if asked.wanted:
             self._check_wanted(asked)
         given = self._in_order(asked)
-        count = given[0].shape[0] if given[0].shape else 0
+        count = self._count(asked, given)
         length = 0
-        for place, tensor in enumerate(given):
+        for place in range(len(given) - 1, -1, -1):  # as Triton, whose first error clients see
+            tensor = given[place]
             found = self._check(asked, place, tensor, count)
             if length and found and found != length:
                 raise self._wrong(
@@ -71,6 +72,8 @@ class Form:
                     f"where others have {length}",
                 )
             length = length or found
+        if count < 1:
+            raise self._wrong(asked, f"inference request batch-size must be >= 1 for '{self.name}'")
         if count > self.max_batch:
             raise self._wrong(
                 asked,
@@ -86,18 +89,32 @@ class Form:
         return Rows(frames, length)
 
     def _check_wanted(self, asked: Asked) -> None:
-        seen: set[str] = set()
         for wanted in asked.wanted:
             if wanted.name not in self._output_places:
+                raise _refused(
+                    f"unexpected inference output '{_short(wanted.name)}' for model '{self.name}'"
+                )
+
+    def _count(self, asked: Asked, given: Sequence[NamedTensor]) -> int:
+        """The number of rows, on which all inputs must agree. Raises FrontError."""
+        count = -1
+        for place in range(len(given) - 1, -1, -1):
+            tensor = given[place]
+            if not tensor.shape:
                 raise self._wrong(
                     asked,
-                    f"unexpected inference output '{_short(wanted.name)}' for model '{self.name}'",
+                    f"input '{tensor.name}' has no shape but model requires batch dimension for "
+                    f"'{self.name}'",
                 )
-            if wanted.name in seen:
+            if len(tensor.shape) != len(self.inputs[place].shape) + 1:
+                raise self._wrong_shape(asked, tensor, self.inputs[place])
+            if count not in (-1, tensor.shape[0]):
                 raise self._wrong(
-                    asked, f"output '{wanted.name}' already exists in request"
-                )  # Triton's words
-            seen.add(wanted.name)
+                    asked,
+                    f"input '{tensor.name}' batch size does not match other inputs for '{self.name}'",
+                )
+            count = tensor.shape[0]
+        return count
 
     def _in_order(self, asked: Asked) -> list[NamedTensor]:
         """The request's inputs in the order of the signature. Raises FrontError."""
@@ -108,9 +125,8 @@ class Form:
         for tensor in given:
             place = self._places.get(tensor.name)
             if place is None:
-                raise self._wrong(
-                    asked,
-                    f"unexpected inference input '{_short(tensor.name)}' for model '{self.name}'",
+                raise _refused(
+                    f"unexpected inference input '{_short(tensor.name)}' for model '{self.name}'"
                 )
             if place in found:
                 raise self._wrong(asked, f"input '{tensor.name}' already exists in request")
@@ -134,18 +150,18 @@ class Form:
         if tensor.datatype != datatype:
             raise self._wrong(
                 asked,
-                f"inference input '{tensor.name}' data-type is '{_short(tensor.datatype)}', but model "
+                f"inference input '{tensor.name}' data-type is '{_datatype(tensor.datatype)}', but model "
                 f"'{self.name}' expects '{datatype}'",
             )
         shape, length = tensor.shape, 0
-        fits = len(shape) == len(wanted.shape) + 1 and shape[0] == count and count >= 1
-        if fits and wanted.varies:
+        fits = count >= 0
+        if wanted.varies:
             length = shape[1 + wanted.shape.index(VARIES)]
-            fits = 1 <= length <= self.info.lengths[-1]
+            fits = fits and 1 <= length <= self.info.lengths[-1]
         if not fits or shape[1:] != (wanted.shape if not length else wanted.shape_at(length)):
             raise self._wrong_shape(asked, tensor, wanted)
         if wanted.dtype != BYTES:
-            size = count * wanted.bytes_at(length)
+            size = max(count, 1) * wanted.bytes_at(length)
             if len(tensor.data) != size and count <= self.max_batch:
                 raise self._wrong(
                     asked,
@@ -191,24 +207,18 @@ class Form:
     def _bytes_parts(
         self, asked: Asked, wanted: Tensor, name: str, view: memoryview, count: int
     ) -> list[memoryview]:
-        parts, at, each = [], 0, math.prod(wanted.shape)
+        parts, at, found, each = [], 0, 0, math.prod(wanted.shape)
         for _ in range(count):
             begin = at
             for _ in range(each):
-                if at + 4 > len(view):
+                if at == len(view):
                     raise self._wrong(
                         asked,
-                        f"incorrect number of string elements for inference input '{name}': expected "
-                        f"{each * count}, and the data ends before",
+                        f"expected {each * count} string elements for inference input '{name}' for model "
+                        f"'{self.name}', got {found}",
                     )
-                size = int.from_bytes(view[at : at + 4], "little")
-                if size > len(view) - at - 4:
-                    raise self._wrong(
-                        asked,
-                        f"incomplete string data for inference input '{name}': expected a string of length "
-                        f"{size}, and {len(view) - at - 4} bytes are left",
-                    )
-                at += 4 + size
+                at = self._element_end(asked, name, view, at)
+                found += 1
             if at - begin > wanted.max_bytes:
                 raise self._wrong(
                     asked,
@@ -217,14 +227,33 @@ class Form:
                 )
             parts.append(view[begin:at])
         if at != len(view):
+            self._element_end(asked, name, view, at)
             raise self._wrong(
                 asked,
-                f"unexpected data behind the {each * count} string elements of inference input '{name}'",
+                f"unexpected number of string elements {found + 1} for inference input '{name}' for model "
+                f"'{self.name}', expecting {found}",
             )
         return parts
 
+    def _element_end(self, asked: Asked, name: str, view: memoryview, at: int) -> int:
+        """Where the element that begins at `at` ends. Raises FrontError."""
+        if at + 4 > len(view):
+            raise self._wrong(
+                asked,
+                f"incomplete string length indicator for inference input '{name}' for model '{self.name}', "
+                f"expecting 4 bytes but only {len(view) - at} bytes available. Please make sure the string "
+                "length indicator is in one buffer.",
+            )
+        size = int.from_bytes(view[at : at + 4], "little")
+        if size > len(view) - at - 4:
+            raise _refused(
+                f"incomplete string data for inference input '{name}', expecting string of length {size} but "
+                f"only {len(view) - at - 4} bytes available"
+            )
+        return at + 4 + size
+
     def _wrong(self, asked: Asked, text: str) -> FrontError:
-        return FrontError(Status.INVALID_ARGUMENT, f"{_of(asked)}{text}")
+        return _refused(f"{_of(asked)}{text}")
 
     # ----------------------------------------------------------------------------- answers
 
@@ -243,7 +272,8 @@ class Form:
         rows = [split(self.outputs, length, frame) for frame in frames]
         places: Sequence[int] = range(len(self.outputs))
         if asked.wanted:
-            places = [self._output_places[wanted.name] for wanted in asked.wanted]
+            # Triton answers an output once, however often it is asked for.
+            places = [*dict.fromkeys(self._output_places[each.name] for each in asked.wanted)]
         return tuple(
             self._named(
                 place,
@@ -258,6 +288,14 @@ class Form:
         tensor = self.outputs[place]
         shape = (count, *tensor.shape_at(length))
         return NamedTensor(tensor.name, self._output_types[place], shape, data)
+
+
+def _refused(text: str) -> FrontError:
+    return FrontError(Status.INVALID_ARGUMENT, text)
+
+
+def _datatype(text: str) -> str:
+    return text if text in TO_NUMPY else "<invalid>"
 
 
 def _of(asked: Asked) -> str:

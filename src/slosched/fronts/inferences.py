@@ -1,6 +1,6 @@
 """One inference of the protocol, from its beginning to its end.
 
-    begun --its model is ready--> sent         n rows are n requests of ours, which leave together
+    begun --its model is ready--> sent         n rows are n of the controller's requests, which leave together
     begun --its model must be loaded--> loading --> sent
     sent --each row is answered--> Answered
     sent --one row is refused, fails or is lost--> FrontError, and the others are cancelled
@@ -48,7 +48,7 @@ class Host(Protocol):
         """It has its end; None: it was cancelled. Counts it, and gives back what it took."""
 
     def take_rows(self, inference: Inference, rows: int) -> None:
-        """It is a batch of so many rows; one was taken when it began. Raises FrontError, 429."""
+        """It is a batch of `rows`; one of them was taken when it began. Raises FrontError, 429."""
 
     async def prepare(self, inference: Inference) -> tuple[Version, Model]:
         """The version and the handle for it, loaded. Raises FrontError."""
@@ -173,11 +173,8 @@ class Inference:
             self.fail(failed)
             return
         if placed:
-            outputs = tuple(
-                each
-                for each, wanted in zip(outputs, asked.wanted, strict=True)
-                if wanted.part is None
-            )
+            elsewhere = {tensor.name for tensor, _ in placed}
+            outputs = tuple(each for each in outputs if each.name not in elsewhere)
         latency_ns = now_ns() - self.begun_ns
         slo_ns = asked.slo_ns or slowest.slo_ns
         self._end(
@@ -198,8 +195,9 @@ class Inference:
     ) -> tuple[tuple[NamedTensor, RegionPart], ...]:
         """Write the outputs that were wanted in a region there. Raises FrontError."""
         placed = []
-        for tensor, wanted in zip(outputs, self.asked.wanted, strict=True):
-            part = wanted.part
+        parts = {wanted.name: wanted.part for wanted in self.asked.wanted}
+        for tensor in outputs:
+            part = parts[tensor.name]
             if part is None:
                 continue
             size = len(tensor.data)

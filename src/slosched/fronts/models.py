@@ -130,7 +130,7 @@ class Models:
             return found
         entry = self._entry(base, version)
         if not self._may_load(base, entry):
-            raise _no_versions(base)
+            raise _no_versions(base) if base in self._unloaded else _not_found(base)
         if entry.failure is not None and now_ns() < entry.failed_ns + FAILED_FOR_NS:
             raise entry.failure
         entry.asked_for |= bool(version)
@@ -168,9 +168,7 @@ class Models:
         if not known and any(base == each for each, _ in self._versions):
             return base  # its worker is away; the controller has it still, perhaps
         if not known:
-            raise FrontError(
-                Status.NOT_FOUND, f"Request for unknown model: '{_short(base)}' is not found"
-            )
+            raise _not_found(base)
         return known
 
     async def _wait_for_first(self) -> None:
@@ -304,7 +302,12 @@ class Models:
     async def unload(self, name: str, *, allowed: Callable[[str], None] | None = None) -> None:
         """Give up a model, or of NAME:VERSION that one. What runs is served. Raises FrontError."""
         base, version = name_and_version(name)
-        base = await self._known(base)
+        try:
+            base = await self._known(base)
+        except FrontError as error:
+            if error.status is not Status.NOT_FOUND:
+                raise
+            return  # as Triton: what is not there is unloaded
         if allowed is not None:
             allowed(base)
         loaded = [e for e in self._of(base) if version in ("", e.version)]
@@ -328,7 +331,7 @@ class Models:
 
     async def keep_loaded(self, names: Sequence[str]) -> None:
         """Load these at the start, however long it takes until the workers offer them."""
-        said: dict[str, str] = {}
+        announced: dict[str, str] = {}
         left = [*names]
         while left:
             for name in [*left]:
@@ -336,9 +339,10 @@ class Models:
                     await self.load(name)
                     left.remove(name)
                 except FrontError as error:
-                    if said.get(name) != error.text and error.status is not Status.UNAVAILABLE:
+                    known = announced.get(name) == error.text
+                    if not known and error.status is not Status.UNAVAILABLE:
                         self._announce(f"model {name} is not loaded yet: {error.text}")
-                        said[name] = error.text
+                        announced[name] = error.text
             await asyncio.sleep(_LOOK_EVERY_S if left else 0)
 
     # ------------------------------------------------------------------------------ changes
@@ -412,28 +416,43 @@ class Models:
         """The versions of one model that are ready, ascending."""
         return [each.version for each in self.ready if each.base == base]
 
+    def counted(self, name: str, version: str) -> list[Version]:
+        """The versions of a model whose statistics are shown: those that are ready. Raises FrontError, 400."""
+        base, version = _joined(name, version)
+        base = self._offered.known(base) or base
+        found = [each for each in self.ready if each.base == base]
+        if not found:
+            text = f"requested model '{_short(base)}' is not available"
+            raise FrontError(Status.INVALID_ARGUMENT, text)
+        if version:
+            found = [each for each in found if each.version == version]
+            if not found:
+                text = f"requested model version is not available for model '{base}'"
+                raise FrontError(Status.INVALID_ARGUMENT, text)
+        return found
+
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
         """The models of the repository, as the protocol lists them. Raises FrontError without a controller."""
         if ready:
             return [_indexed(each) for each in self.ready]
         if not self._first.is_set():
             await self._wait_for_first()
-        keys = {(base, v) for base in self._offered for v in self._offered.versions(base)}
-        keys |= {key for key, each in self._versions.items() if each.reason != _NEVER_LOADED}
-        rows = []
-        for base, version in sorted(keys, key=lambda key: (key[0], int(key[1]))):
-            entry = self._versions.get((base, version))
-            rows.append(_indexed(entry or Version(base, version, "")))
-        return rows
+        seen = {key: each for key, each in self._versions.items() if each.reason != _NEVER_LOADED}
+        touched = {base for base, _ in seen}
+        rows: list[tuple[str, int, dict[str, Any]]] = []
+        for base in self._offered:
+            if base not in touched:
+                rows.append((base, 0, {"name": base}))
+                continue
+            for version in self._offered.versions(base):
+                seen.setdefault((base, version), Version(base, version, ""))
+        rows += [(base, int(version), _indexed(each)) for (base, version), each in seen.items()]
+        return [row for _, _, row in sorted(rows, key=lambda each: each[:2])]
 
 
 def _indexed(entry: Version) -> dict[str, Any]:
-    return {
-        "name": entry.base,
-        "version": entry.version,
-        "state": entry.state,
-        "reason": entry.reason,
-    }
+    row = {"name": entry.base, "version": entry.version, "state": entry.state}
+    return row | ({"reason": entry.reason} if entry.reason else {})
 
 
 def _joined(model: str, version: str) -> tuple[str, str]:
@@ -450,9 +469,13 @@ def _joined(model: str, version: str) -> tuple[str, str]:
         raise FrontError(
             Status.INVALID_ARGUMENT,
             f"failed to get model version from specified version string '{_short(version)}' (details: "
-            "it is not a number), version should be an integral value > 0",
+            "stol), version should be an integral value > 0",
         )
     return base, version
+
+
+def _not_found(base: str) -> FrontError:
+    return FrontError(Status.NOT_FOUND, f"Request for unknown model: '{_short(base)}' is not found")
 
 
 def _no_versions(base: str) -> FrontError:

@@ -195,6 +195,11 @@ class Serving:
 
     # --------------------------------------------------------------------------- what is said
 
+    @property
+    def unreachable(self) -> str:
+        """Why the controller cannot be asked now; empty if it answers."""
+        return self._house.unreachable
+
     def live(self) -> bool:
         return True
 
@@ -219,10 +224,7 @@ class Serving:
         return model_config(model.form, model.version)
 
     async def statistics(self, name: str, version: str) -> service.Document:
-        if name:
-            models = [await self.models.ensure(name, version)]
-        else:
-            models = self.models.ready
+        models = self.models.counted(name, version) if name else self.models.ready
         return {
             "model_stats": [each.statistics.document(each.base, each.version) for each in models]
         }

@@ -41,7 +41,7 @@ _UNKNOWN_SLO_NS = 60 * NS_PER_S
 
 
 class Row(Protocol):
-    """What waits for the answer to one request of ours."""
+    """What waits for the answer to one request."""
 
     ends_ns: int
 
@@ -100,7 +100,7 @@ class Session:
 
     @property
     def unreachable(self) -> str:
-        """Why nothing can be asked of the controller now; empty if it answers."""
+        """Why the controller does not answer now; empty if it does."""
         if self.refused:
             return self.refused
         if not self.connected.is_set():
