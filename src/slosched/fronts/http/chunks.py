@@ -1,0 +1,108 @@
+"""Bodies in other forms than one piece of a known length: chunked transfer, and gzip or deflate.
+
+httptools has a decoder of chunks, too, but does not say where in the bytes that it was fed a body ends, behind
+which the next request begins.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import Enum, auto
+
+from slosched.fronts.http.answers import Rejected
+
+#: Bytes of a line with a chunk's size and its extensions, and of all trailers.
+_MOST_LINE, _MOST_TRAILERS = 256, 8192
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+class _At(Enum):
+    SIZE = auto()
+    DATA = auto()
+    BEHIND_DATA = auto()  # the CRLF of a chunk's end
+    TRAILERS = auto()
+    END = auto()
+
+
+class Chunks:
+    """Collects a chunked body of at most `most` bytes (RFC 9112, section 7.1). Lines end in CRLF alone."""
+
+    def __init__(self, most: int) -> None:
+        self.body = bytearray()
+        self._most = most
+        self._at = _At.SIZE
+        self._left = 0  # of the chunk
+        self._trailers = 0
+
+    @property
+    def done(self) -> bool:
+        return self._at is _At.END
+
+    def feed(self, data: bytearray, size: int) -> int:
+        """Take from the first `size` bytes of `data`; returns how many. Raises Rejected."""
+        at = 0
+        while at < size and self._at is not _At.END:
+            if self._at is _At.DATA:
+                take = min(self._left, size - at)
+                self.body += memoryview(data)[at : at + take]
+                at, self._left = at + take, self._left - take
+                if not self._left:
+                    self._at = _At.BEHIND_DATA
+                continue
+            end = data.find(b"\r\n", at, size)
+            if end < 0:
+                if size - at > (_MOST_TRAILERS if self._at is _At.TRAILERS else _MOST_LINE):
+                    raise Rejected(400, "a line of the chunked body is too long")
+                break
+            self._line(bytes(data[at:end]))
+            at = end + 2
+        return at
+
+    def _line(self, line: bytes) -> None:
+        if self._at is _At.SIZE:
+            self._left = self._size(line)
+            self._at = _At.DATA if self._left else _At.TRAILERS
+        elif self._at is _At.BEHIND_DATA:
+            if line:
+                raise Rejected(400, "a chunk is longer than its size says")
+            self._at = _At.SIZE
+        elif line:
+            self._trailers += len(line) + 2
+            if self._trailers > _MOST_TRAILERS:
+                raise Rejected(
+                    431, f"the trailers have more than {_MOST_TRAILERS} bytes, which is the most"
+                )
+        else:
+            self._at = _At.END
+
+    def _size(self, line: bytes) -> int:
+        if len(line) > _MOST_LINE:
+            raise Rejected(400, "a line of the chunked body is too long")
+        digits = line.partition(b";")[0].rstrip(b" \t")
+        if not digits or len(digits) > 16 or not _HEX.issuperset(digits):
+            raise Rejected(400, "the size of a chunk is not a hexadecimal number")
+        size = int(digits, 16)
+        if len(self.body) + size > self._most:
+            raise Rejected(413, f"a request has at most {self._most} bytes")
+        return size
+
+
+#: zlib's window bits of the encodings that Triton takes.
+_WINDOWS = {"gzip": 31, "deflate": 15}
+ENCODINGS = frozenset(_WINDOWS)
+
+
+def inflated(body: bytes | bytearray, encoding: str, most: int) -> bytes:
+    """The content of a compressed body. Raises Rejected if it is not one, or has more than `most` bytes."""
+    inflater = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        content = inflater.decompress(body, most + 1)
+    except zlib.error:
+        raise Rejected(400, f"the body is not in {encoding} form") from None
+    if len(content) > most:
+        raise Rejected(413, f"a request has at most {most} bytes, also when it is inflated")
+    if not inflater.eof:
+        raise Rejected(400, f"the {encoding} body is cut off")
+    if inflater.unused_data:
+        raise Rejected(400, f"there are bytes behind the end of the {encoding} body")
+    return content
