@@ -14,6 +14,7 @@ import tomllib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -384,15 +385,18 @@ def load_worker_config(path: str | Path, base: WorkerConfig | None = None) -> Wo
         )
     if "models" in values:
         values["models"] = tuple(
-            _model_source(file, name, table) for name, table in values["models"].items()
+            model_source(file, name, table) for name, table in values["models"].items()
         )
     if values.get("profile", "").endswith(".toml"):
         values["profile"] = str(file.parent / values["profile"])
+    if values.get("repository"):
+        values["repository"] = str(file.parent / values["repository"])
     start = base or WorkerConfig()
     return _build(str(file), lambda **given: replace(start, **given), values)
 
 
-def _model_source(file: Path, name: str, table: Any) -> ModelSource:
+def model_source(file: Path, name: str, table: Any) -> ModelSource:
+    """What [models.`name`] of `file` says. Paths in it are relative to the file. Raises InvalidConfig."""
     where = f"{file}, model {name!r}"
     if not isinstance(table, dict):
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
@@ -580,10 +584,8 @@ def load_controller_config(
             scheduler, cascade=with_table(where, scheduler.cascade, values.pop("cascade"))
         )
     values["scheduler"] = scheduler
-    if base is not None:
-        start_config = base
-        return _build(str(file), lambda **more: replace(start_config, **more), values)
-    return _build(str(file), ControllerConfig, values)
+    make: Callable[..., ControllerConfig] = partial(replace, base) if base else ControllerConfig
+    return _build(str(file), make, values)
 
 
 __all__ = [

@@ -23,8 +23,8 @@ def worker(*, options: Options, config: _Config = None) -> None:
 
     One line says when it is ready. SIGTERM or Ctrl-C finishes what runs, answers the rest and exits 0.
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
-    that the profile says and compute nothing. With --functions, and no device, number of GPUs, libraries or
-    models, it runs functions alone: it takes no GPU and needs no torch.
+    that the profile says and compute nothing. With --functions, and no device, number of GPUs, libraries,
+    models or repository, it runs functions alone: it takes no GPU and needs no torch.
 
     Each real GPU is served by a process of its own, which is started again if it ends by itself (a GPU that
     is lost, a crash, a bug): at once, and then after longer pauses, at most 8 times in 10 minutes. A model
@@ -38,6 +38,7 @@ def worker(*, options: Options, config: _Config = None) -> None:
       slosched worker --dtype float16 --channels-last  # half the weights, and faster images
       slosched worker --libraries torchvision,timm     # and then: slosched client infer timm/resnet10t
       slosched worker --config worker.toml             # own models; see daemon/worker.toml
+      slosched worker --repository models              # models/NAME/VERSION/model.pt2; see docs/repository.md
       slosched worker --functions my_functions --slots 4   # functions alone, in 4 slots: no torch, no GPU
       slosched worker --controller gpu01:12346 --join-key cluster.key    # no list at the controller needed
     """
@@ -66,6 +67,7 @@ def _functions_alone(resolved: WorkerConfig, options: Options, file: Path | None
         options["gpus"],
         resolved.libraries or None,
         resolved.models or None,
+        resolved.repository or None,
     )
     if not resolved.functions or any(each is not None for each in others):
         return False

@@ -46,6 +46,8 @@ from slosched.daemon.backends.opening import open_backend, shown_device
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.registration import Registration
+from slosched.daemon.repository.served import ServedRepository
+from slosched.daemon.repository.watch import RepositoryWatch
 from slosched.daemon.watchdog import Watchdog
 from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
 from slosched.messages import (
@@ -108,10 +110,14 @@ class WorkerServer:
         self._announce = announce or _ignore
         self._clock = clock
         self._router = Router(config.bind, config.port)  # before torch's slow import: a taken port
+        self._repository: ServedRepository | None = None
         try:
+            if config.repository:  # it is read while torch is imported
+                watch = RepositoryWatch(config.repository, self._announce)
+                self._repository = ServedRepository(watch, self._announce)
             self._backend = backend or open_backend(config, blackbox)
         except BaseException:
-            self._router.close()
+            self._close_parts()
             raise
         backend = self._backend
         self._gpu_stats: tuple[GpuStats, ...] = ()  # the last that the brain has
@@ -145,8 +151,15 @@ class WorkerServer:
         self._held = 0  # results of calls in the outbox; -1: there is more in it
         self._held_until_ns = 0  # they wait until then; 0: they do not
         self._registration: Registration | None = None
-        if config.controller:
-            self._registration = self._register(incarnation)
+        try:
+            if self._repository is not None:
+                self._repository.open(backend, self._brain, now_ns=clock())
+            if config.controller:
+                self._registration = self._register(incarnation)
+        except BaseException:
+            self._backend.close()
+            self._close_parts()
+            raise
         self._prepared: deque[ModelPrepared] = deque()
         self._bell = _Bell()
         self._stopping = False
@@ -155,23 +168,25 @@ class WorkerServer:
         self._thread: threading.Thread | None = None
 
     def _register(self, incarnation: int) -> Registration:
-        try:
-            return Registration(
-                self.config,
-                port=self.port,
-                incarnation=incarnation,
-                device=self._backend.device_name,
-                announce=self._announce,
-            )
-        except BaseException:
-            self._backend.close()
-            self._router.close()
-            raise
+        return Registration(
+            self.config,
+            port=self.port,
+            incarnation=incarnation,
+            device=self._backend.device_name,
+            announce=self._announce,
+        )
+
+    def _close_parts(self) -> None:
+        """It cannot work: close what is open beside the backend."""
+        self._router.close()
+        if self._repository is not None:
+            self._repository.close()
 
     @property
     def ready_line(self) -> str:
         host = bracketed(parse_bind(self.config.bind))
-        return f"slosched worker ready on {host}:{self.port}: {self._backend.describe()}"
+        models = f", {self._repository.count} in the repository" if self._repository else ""
+        return f"slosched worker ready on {host}:{self.port}: {self._backend.describe()}{models}"
 
     # -------------------------------------------------------------------------- embedding
 
@@ -281,6 +296,9 @@ class WorkerServer:
         for peer, frames in arrived:
             self._backend.glance()
             fresh = self._receive(peer, frames, now) or fresh
+        repository = self._repository
+        if repository is not None and now >= repository.due_ns:
+            fresh = repository.turn(self._brain, now_ns=now) or fresh
         due_ns = None if fresh or self._backend.exact else stepper.next_due_ns()
         if fresh or (due_ns is not None and due_ns <= now):
             stepper.step(now)
@@ -369,6 +387,8 @@ class WorkerServer:
 
     def _close(self) -> None:
         self._backend.close()
+        if self._repository is not None:
+            self._repository.close()
         self._router.close_after(_LINGER_MS)
         if self._registration is not None:
             self._registration.close()

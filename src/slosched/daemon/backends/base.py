@@ -7,10 +7,11 @@ interface of backends, in the version `BACKEND_INTERFACE`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from slosched.codes import Code
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
+from slosched.daemon.repository.listing import Version
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, GpuStats
 
@@ -97,6 +98,23 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the backend's own threads; idempotent, bounded by a second."""
+
+
+class RepositoryPort(Protocol):
+    """A backend that can prepare versions of models from the config's repository has this."""
+
+    def offer(self, versions: Sequence[Version]) -> None:
+        """From now on these can be prepared, beside what is `loadable`, and no others.
+
+        What is prepared stays as it is.
+        """
+
+
+def repository_of(backend: Backend) -> RepositoryPort | None:
+    """The port of a backend that serves a repository."""
+    inner: Any = getattr(backend, "inner", backend)  # of functions beside models
+    port: RepositoryPort | None = inner if callable(getattr(inner, "offer", None)) else None
+    return port
 
 
 class CallPort(Protocol):

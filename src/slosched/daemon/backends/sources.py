@@ -61,7 +61,8 @@ def open_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
     except MissingPackage:
         named = {canonical_model(source.name) for source in config.models if not source.cupy}
         left = {name: spec for name, spec in specs.items() if name not in ZOO or name in named}
-        if not left or any(_of_zoo(source) for source in config.models):
+        nothing = not left and not config.repository
+        if nothing or any(_of_zoo(source) for source in config.models):
             raise
         return left
     return specs
@@ -196,7 +197,8 @@ def _from_factory(source: ModelSource) -> nn.Module:
 
 def _from_export(source: ModelSource) -> nn.Module:
     try:
-        program = torch.export.load(source.pt2)
+        with Path(source.pt2).open("rb") as file:
+            program = torch.export.load(file)
     except Exception as error:
         raise InvalidConfig(
             f"model {source.name!r}: {source.pt2} is not an exported program: {error}"

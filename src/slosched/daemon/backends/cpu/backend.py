@@ -14,6 +14,7 @@ from slosched.daemon.backends.cpu import wire
 from slosched.daemon.backends.cpu.children import Nursery
 from slosched.daemon.backends.cpu.device import CpuDevice
 from slosched.daemon.backends.cpu.processes import SILENT_NS, Known, Preparation, Processes
+from slosched.daemon.repository.listing import Version
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, Span
 
@@ -49,6 +50,7 @@ class CpuBackend(Plain):
         self._processes = Processes(Nursery(config, self._note), clock=clock, silent_ns=silent_ns)
         self.loadable = tuple(sorted(self._processes.nursery.names))
         self._known: dict[str, Known] = {}
+        self._versions: dict[str, Version] = {}
         self._gpu = CpuDevice(self._processes, clock=clock)
         self.devices = {0: self._gpu}
         self.gpus = (
@@ -66,8 +68,25 @@ class CpuBackend(Plain):
 
     # ------------------------------------------------------------------------- the loop's
 
+    def offer(self, versions: Sequence[Version]) -> None:
+        self._versions = {version.name: version for version in versions}
+
+    def _version_of(self, name: str) -> Version | None:
+        """What a model of the repository is built of: as its process was, or else as it is there now."""
+        version = self._versions.get(name)
+        known = self._known.get(name)
+        if known is None or known.version == version:
+            return version
+        if (
+            name in self._processes.by_name
+        ):  # its instances share one process, whatever the files are now
+            return known.version
+        del self._known[name]
+        return version
+
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         name, begin_ns = effect.name, self._clock()
+        version = self._version_of(name)
         known = self._known.get(name)
         if known is not None and not known.suffices(effect.max_batch, effect.max_exec_ns):
             known = None
@@ -76,7 +95,9 @@ class CpuBackend(Plain):
             return
         batches = tuple(batch for batch in BATCH_CLASSES if batch <= effect.max_batch)
         order = (
-            wire.Prepare(name, batches, effect.max_exec_ns) if known is None else known.order(name)
+            wire.Prepare(name, batches, effect.max_exec_ns, version=version)
+            if known is None
+            else known.order(name)
         )
 
         def ended(preparation: Preparation) -> None:
@@ -88,7 +109,7 @@ class CpuBackend(Plain):
                 )
                 done(failed)
                 return
-            found = known or Known(result, effect.max_batch, effect.max_exec_ns)
+            found = known or Known(result, effect.max_batch, effect.max_exec_ns, version)
             self._known[name] = found
             process = self._processes.by_name.get(name)
             if process is None:

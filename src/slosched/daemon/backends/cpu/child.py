@@ -8,7 +8,8 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -20,8 +21,10 @@ from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.cpu import wire
 from slosched.daemon.backends.cpu.measuring import measure_model
 from slosched.daemon.backends.cpu.serving import Rows, ServedModel
-from slosched.daemon.backends.sources import open_specs
+from slosched.daemon.backends.sources import open_specs, source_spec
 from slosched.daemon.backends.zoo import ModelSpec
+from slosched.daemon.repository.modules import Packages
+from slosched.daemon.repository.opened import opened
 
 Serve = Callable[[socket.socket], None]
 
@@ -36,7 +39,7 @@ def open_models(config: WorkerConfig) -> tuple[Serve, tuple[str, ...], str]:
 
     def serve(end: socket.socket) -> None:
         torch.set_num_threads(config.torch_threads)
-        Child(end, specs).serve()
+        Child(end, specs, config.repository).serve()
 
     return serve, tuple(specs), str(torch.__version__)
 
@@ -44,8 +47,11 @@ def open_models(config: WorkerConfig) -> tuple[Serve, tuple[str, ...], str]:
 class Child:
     """Serves the worker behind `end` until it is gone."""
 
-    def __init__(self, end: socket.socket, specs: Mapping[str, ModelSpec]) -> None:
-        self._end, self._specs = end, specs
+    def __init__(
+        self, end: socket.socket, specs: Mapping[str, ModelSpec], repository: str = ""
+    ) -> None:
+        self._end, self._specs, self._repository = end, specs, repository
+        self._packages = Packages()
         self._pid = os.getpid()
         self._name = ""
         self._model: ServedModel | None = None
@@ -92,9 +98,9 @@ class Child:
 
     def _prepare(self, message: wire.Prepare) -> wire.Prepared | wire.PrepareFailed:
         self._name = message.name
-        spec = self._specs[message.name]
         try:
-            model = ServedModel(spec)
+            with self._spec_of(message) as spec:
+                model = ServedModel(spec)
             template = model.template
             profile = message.known
             if profile is None:
@@ -119,6 +125,15 @@ class Child:
             own_state=template.own_state,
             pads=dict(spec.pads),
         )
+
+    @contextmanager
+    def _spec_of(self, message: wire.Prepare) -> Iterator[ModelSpec]:
+        """The spec of what is to be built, good within the block."""
+        if message.version is None:
+            yield self._specs[message.name]
+            return
+        with opened(self._repository, message.version, self._packages) as source:
+            yield source_spec(source)
 
     def _progress(self, words: str) -> None:
         self._tell(wire.Progress(words))

@@ -23,6 +23,7 @@ from slosched.daemon.backends.cpu import wire
 from slosched.daemon.backends.cpu.children import Nursery
 from slosched.daemon.backends.cpu.slots import Slot
 from slosched.daemon.backends.layout import Layouts
+from slosched.daemon.repository.listing import Version
 from slosched.messages import Span
 from slosched.units import NS_PER_S
 
@@ -107,6 +108,7 @@ class Known:
     prepared: wire.Prepared
     max_batch: int
     max_exec_ns: int
+    version: Version | None = None  # of the repository, as it was built
 
     @property
     def profile(self) -> ModelProfile:
@@ -117,7 +119,7 @@ class Known:
 
     def order(self, name: str) -> wire.Prepare:
         """To build the model without measuring it again."""
-        return wire.Prepare(name, (), 0, self.profile, self.prepared.own_state)
+        return wire.Prepare(name, (), 0, self.profile, self.prepared.own_state, self.version)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import msgspec
 
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.daemon.backends.broods.packets import Message
+from slosched.daemon.repository.listing import Version
 
 # ------------------------------------------------------------------------- worker to zygote
 
@@ -39,13 +40,17 @@ class OpenFailed(Message, frozen=True):
 
 
 class Prepare(Message, frozen=True):
-    """Build `name`. With `known`, its profile, it is neither checked nor measured again."""
+    """Build `name`. With `known`, its profile, it is neither checked nor measured again.
+
+    A model of the repository comes with its `version`.
+    """
 
     name: str
     batches: tuple[int, ...]
     max_exec_ns: int
     known: ModelProfile | None = None
     own_state: tuple[str, ...] = ()
+    version: Version | None = None
 
 
 class Classes(Message, frozen=True):

@@ -28,6 +28,7 @@ from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
 from slosched.daemon.backends.nvml import Nvml
 from slosched.daemon.blackbox import NoBlackbox
+from slosched.daemon.repository.listing import Version
 from slosched.errors import InvalidConfig
 from slosched.messages import GpuInfo, GpuStats, Span
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -123,6 +124,9 @@ class CudaBackend:
         self._ordered: dict[int, PrepareModel] = {}  # until it is warmed up
         self._warming: Iterator[None] | None = None
         self._ids: dict[str, set[int]] = {}
+        self._built: dict[
+            str, str
+        ] = {}  # fingerprints of the repository's versions, as they were built
         self._sliced_ns = 0
         self._never_sleeps = config.busy_poll
 
@@ -204,6 +208,9 @@ class CudaBackend:
         spare_ns = self._gpu.spare_ns()
         if spare_ns < _PIECE_NS:
             self._gpu.spin(now_ns() + max(spare_ns, 0) + _OVERDUE_NS // 2)
+
+    def offer(self, versions: Sequence[Version]) -> None:
+        self._models.versions = {version.name: version for version in versions}
 
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         self._ordered[effect.action_id] = effect
@@ -324,6 +331,12 @@ class CudaBackend:
 
     def _made_ready(self, effect: PrepareModel) -> ModelProfile:
         name = effect.name
+        version = self._models.versions.get(name)
+        if (
+            version is not None
+            and self._built.get(name, version.fingerprint) != version.fingerprint
+        ):
+            self._forget_if_unused(name)
         profile, *known = self._profiles.get(name, (None, 0, 0))
         if profile is not None and effect.max_batch <= known[0] and effect.max_exec_ns <= known[1]:
             copies = len(self._ids.get(name, ())) + effect.copies
@@ -349,6 +362,13 @@ class CudaBackend:
         note: Callable[[str], None] | None = None,
     ) -> ModelProfile:
         """Build `name` and measure it; `adopt` makes it run. In the background thread."""
+        version = self._models.versions.get(name)
+        if version is not None:
+            before = self._built.setdefault(name, version.fingerprint)
+            if before != version.fingerprint:
+                raise InvalidConfig(
+                    f"model {name!r}: its files were changed since it was loaded; unload it and load it again"
+                )
         source = self._models.build(name, self._cache)
         images = self._images
         if name not in images.images:
@@ -419,13 +439,26 @@ class CudaBackend:
             program.release()
         gone = [name for name in self._programs if not self._ids.get(name)]
         for name in gone:
-            self._programs.pop(name).release()
-            self._sources.pop(name, None)
-            self._profiles.pop(name, None)
-            self._images.forget(name)
+            self._forget(name)
         if gone or retired:
             torch.cuda.empty_cache()
         return bool(gone or retired)
+
+    def _forget(self, name: str) -> None:
+        self._programs.pop(name).release()
+        self._sources.pop(name, None)
+        self._profiles.pop(name, None)
+        self._built.pop(name, None)
+        self._images.forget(name)
+
+    def _forget_if_unused(self, name: str) -> None:
+        """Forget a version of the repository whose files are others now, so that the new ones are built."""
+        if self._ids.get(name):
+            return
+        if name in self._programs:
+            self._forget(name)
+        else:  # it could not be built
+            self._built.pop(name, None)
 
 
 def _labels(program: Preparable) -> tuple[str, ...]:

@@ -15,8 +15,12 @@ from slosched.daemon.backends.cuda.choice import Wish
 from slosched.daemon.backends.cuda.driver import Block
 from slosched.daemon.backends.cuda.preparing import Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
-from slosched.daemon.backends.sources import imported, open_specs
+from slosched.daemon.backends.sources import imported, open_specs, source_spec
 from slosched.daemon.backends.templates import Template
+from slosched.daemon.backends.zoo import ModelSpec
+from slosched.daemon.repository.listing import Version
+from slosched.daemon.repository.modules import Packages
+from slosched.daemon.repository.opened import opened
 from slosched.errors import InvalidConfig
 
 
@@ -36,6 +40,8 @@ class Models:
             for each in config.models
         }
         self._specs = open_specs(config)
+        self._repository, self._packages = config.repository, Packages()
+        self.versions: dict[str, Version] = {}  # of the repository, by name
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
         }
@@ -54,7 +60,17 @@ class Models:
         """
         if name in self._cupy:
             return self._build_cupy(name, place)
-        spec = self._specs[name]
+        if name in self._specs:
+            return self._build_torch(self._specs[name], self._wishes.get(name, Wish()), place)
+        version = self.versions.get(name)
+        if version is None:
+            raise InvalidConfig(f"model {name!r} is not in the repository any more")
+        source = version.model_source()
+        wish = Wish(source.boundary_ns, source.in_flight, source.urgent)
+        with opened(self._repository, version, self._packages) as source:
+            return self._build_torch(source_spec(source), wish, place)
+
+    def _build_torch(self, spec: ModelSpec, wish: Wish, place: Block) -> Source:
         refuse_texts(spec)
         template = Template(spec)
         twin: Callable[[], Preparable] | None = None
@@ -67,7 +83,7 @@ class Models:
             random_weights=spec.random_weights,
             labels=spec.labels,
             twin=twin,
-            wish=self._wishes.get(name, Wish()),
+            wish=wish,
         )
 
     def _build_cupy(self, name: str, place: Block) -> Source:

@@ -42,7 +42,7 @@ class FunctionsBackend:
     """
 
     def __init__(self, inner: Backend, config: WorkerConfig, *, clock: Clock = now_ns) -> None:
-        self._inner, self._config, self._clock = inner, config, clock
+        self.inner, self._config, self._clock = inner, config, clock
         self._slots = config.slots or len(os.sched_getaffinity(0))
         _allow_files(config.most_calls + _FILES)
         self._notes: list[str] = []
@@ -75,7 +75,7 @@ class FunctionsBackend:
         self._runner.over = self._over
 
     def _open_devices(self) -> dict[int, Device]:
-        devices = dict(self._inner.devices)
+        devices = dict(self.inner.devices)
         on_gpus = {name for name, listed in self._listed.items() if listed.info.gpu}
         if on_gpus:
             for gpu_id, device in devices.items():
@@ -83,7 +83,7 @@ class FunctionsBackend:
                 devices[gpu_id] = gpu
                 self._gpus.append(gpu)
         devices[self._host] = HostDevice(
-            self._runner, self._make, exact=self._inner.exact, clock=self._clock
+            self._runner, self._make, exact=self.inner.exact, clock=self._clock
         )
         return devices
 
@@ -121,14 +121,14 @@ class FunctionsBackend:
             self._watch.step()
 
     def _check_names(self) -> None:
-        twice = sorted(set(self._listed).intersection(self._inner.loadable))
+        twice = sorted(set(self._listed).intersection(self.inner.loadable))
         if twice:
             raise InvalidConfig(
                 f"{', '.join(twice[:5])}: the worker has both a model and a function of that name; rename "
                 "the function"
             )
         homeless = [name for name, listed in self._listed.items() if listed.info.gpu]
-        if self._inner.devices or not homeless:
+        if self.inner.devices or not homeless:
             return
         if len(homeless) == len(self._listed):
             raise InvalidConfig(
@@ -148,7 +148,7 @@ class FunctionsBackend:
             folder=self._folder,
             forks=on_host and not reloads,
             memory_bytes=max(config.call_memory_bytes, listed.memory_bytes) if on_host else 0,
-            visible_gpu="" if on_host else _visible_gpu(self._inner.device_name),
+            visible_gpu="" if on_host else _visible_gpu(self.inner.device_name),
             state=config.state,
             namespace=self._namespace,
             once=reloads,
@@ -181,36 +181,36 @@ class FunctionsBackend:
 
     @property
     def device_name(self) -> str:
-        return self._inner.device_name
+        return self.inner.device_name
 
     @property
     def exact(self) -> bool:
-        return self._inner.exact
+        return self.inner.exact
 
     @property
     def lost(self) -> str:
-        return self._inner.lost
+        return self.inner.lost
 
     def describe(self) -> str:
         mine = f"{len(self.functions)} function(s) in {self._slots} slot(s)"
-        inner = self._inner.describe()
+        inner = self.inner.describe()
         return f"{inner}, {mine}" if inner else mine
 
     def gpu_stats(self) -> tuple[GpuStats, ...]:
-        return self._inner.gpu_stats()
+        return self.inner.gpu_stats()
 
     def take_notes(self) -> Sequence[str]:
         notes, self._notes = self._notes, []
-        return (*self._inner.take_notes(), *notes)
+        return (*self.inner.take_notes(), *notes)
 
     def wake_fds(self) -> Sequence[int]:
-        return (*self._inner.wake_fds(), self._watch.fileno())
+        return (*self.inner.wake_fds(), self._watch.fileno())
 
     def pass_time(self, due_ns: int | None) -> bool:
-        return self._inner.pass_time(due_ns)
+        return self.inner.pass_time(due_ns)
 
     def glance(self) -> None:
-        self._inner.glance()
+        self.inner.glance()
 
     def _note(self, line: str) -> None:
         if len(self._notes) < _NOTES_AT_MOST:
@@ -224,7 +224,7 @@ class FunctionsBackend:
 
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         if effect.name not in self._listed:
-            self._inner.prepare(effect, done=done)
+            self.inner.prepare(effect, done=done)
             return
         known = self._known.get(effect.name)
         if known is not None:
@@ -236,7 +236,7 @@ class FunctionsBackend:
             return
         gpu_id = self._host
         if self._listed[effect.name].info.gpu:
-            gpu_id = min(self._inner.devices)
+            gpu_id = min(self.inner.devices)
         function = self._make(gpu_id, effect.name)
         self._runner.trial(function, lambda: done(self._prepared(effect, function)))
 
@@ -266,28 +266,28 @@ class FunctionsBackend:
         return prepared
 
     def warm_up(self, event: ModelPrepared) -> bool:
-        return event.function is not None or self._inner.warm_up(event)
+        return event.function is not None or self.inner.warm_up(event)
 
     def release(self, effect: ReleaseModel) -> None:
         if effect.name not in self._listed:
-            self._inner.release(effect)
+            self.inner.release(effect)
 
     def evict(self, gpu_id: int, model_id: int) -> None:
         self._runner.evict(gpu_id, model_id)
         if gpu_id != self._host:
-            self._inner.evict(gpu_id, model_id)
+            self.inner.evict(gpu_id, model_id)
 
     # ------------------------------------------------------------------------------ frames
 
     def keep_inputs(self, action_id: int, frames: Sequence[Frame]) -> None:
-        self._inner.keep_inputs(action_id, frames)
+        self.inner.keep_inputs(action_id, frames)
 
     def drop_inputs(self, action_id: int) -> None:
         self._runner.drop_inputs(action_id)
-        self._inner.drop_inputs(action_id)
+        self.inner.drop_inputs(action_id)
 
     def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
-        return self._runner.take_outputs(action_id) or self._inner.take_outputs(action_id, sizes)
+        return self._runner.take_outputs(action_id) or self.inner.take_outputs(action_id, sizes)
 
     def close(self) -> None:
         self._runner.close()
@@ -297,7 +297,7 @@ class FunctionsBackend:
                 state.close()
             except SloschedError as error:
                 self._note(f"the state of functions was not dropped: {error}")
-        self._inner.close()
+        self.inner.close()
 
 
 def _allow_files(count: int) -> None:

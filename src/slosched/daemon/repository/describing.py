@@ -1,0 +1,122 @@
+"""What one version is: one of model.pt2, model.safetensors with config.json, and a factory in model.toml.
+
+model.toml has one table, [model], with the keys of a worker file's [models.NAME]; beside another kind it says
+what that file does not know. The names of the files are fixed, so no key names one.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slosched.config import ModelSource
+from slosched.config_file import model_source
+from slosched.daemon.repository.scanning import Found
+from slosched.errors import InvalidConfig
+
+PT2, SAFETENSORS, CONFIG, TOML = "model.pt2", "model.safetensors", "config.json", "model.toml"
+MOST_TOML_BYTES = 64 * 1024
+MOST_CONFIG_BYTES = 1024 * 1024
+#: Keys of [models.NAME] that name files, or code elsewhere.
+_NOT_HERE = ("pt2", "safetensors", "config", "transformers", "cupy")
+_TEXT_INPUTS = ("input_ids", "attention_mask")
+#: Length classes of a checkpoint for texts whose model.toml says none.
+_TEXT_LENGTHS = (32, 128, 512)
+
+#: Reads a file of the version's folder, with a bound in bytes.
+Read = Callable[[str, int], bytes]
+
+
+def name_of(folder: str) -> str:
+    """ "NAME:VERSION" of NAME/VERSION."""
+    return folder.replace("/", ":")
+
+
+def described(found: Found, place: Path, read: Read) -> ModelSource:
+    """Where the model of a version comes from; `place` is the version's folder, for paths and errors.
+
+    Raises InvalidConfig for a folder that is not exactly one kind, and OSError.
+    """
+    kinds = [file for file in (PT2, SAFETENSORS) if file in found.files]
+    if len(kinds) > 1:
+        raise InvalidConfig(f"it has both {PT2} and {SAFETENSORS}: keep one of them")
+    if not kinds and TOML not in found.files:
+        raise InvalidConfig(
+            f"it has none of {PT2}, {SAFETENSORS} (with {CONFIG}), and {TOML} with a factory"
+        )
+    if SAFETENSORS in kinds and CONFIG not in found.files:
+        raise InvalidConfig(
+            f"{SAFETENSORS} needs {CONFIG} beside it, as save_pretrained writes both"
+        )
+    table = _table(read(TOML, MOST_TOML_BYTES)) if TOML in found.files else {}
+    if kinds and "factory" in table:
+        raise InvalidConfig(f"it has {kinds[0]}, and {TOML} a factory: keep one of them")
+    if PT2 in kinds:
+        table["pt2"] = PT2
+    elif SAFETENSORS in kinds:
+        table |= {"safetensors": SAFETENSORS, "config": CONFIG}
+        table |= _inputs_by(_config(read(CONFIG, MOST_CONFIG_BYTES)), table)
+    else:
+        _check_factory(table, found)
+    try:
+        return model_source(place / TOML, name_of(found.folder), table)
+    except InvalidConfig as error:
+        begin = f"{place / TOML}, model {name_of(found.folder)!r}: "
+        raise InvalidConfig(
+            str(error).replace(begin, "").replace("models.NAME.", "model.")
+        ) from None
+
+
+def _table(data: bytes) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidConfig(f"{TOML} is not a TOML file: {error}") from None
+    table = values.pop("model", None)
+    if not isinstance(table, dict) or values:
+        raise InvalidConfig(f"{TOML} has one table, [model], and nothing beside it")
+    for key in _NOT_HERE:
+        if key in table:
+            raise InvalidConfig(
+                f"{TOML} has {key}: the files of a version have fixed names, so leave it out"
+            )
+    return table
+
+
+def _check_factory(table: dict[str, Any], found: Found) -> None:
+    named = table.get("factory")
+    if not isinstance(named, str):
+        raise InvalidConfig(f'{TOML} alone needs factory = "module:function", of a file beside it')
+    module = named.partition(":")[0]
+    if module not in found.modules:
+        raise InvalidConfig(
+            f"factory {named!r}: there is no {module.replace('.', '/')}.py in the version's folder; a module "
+            "there may import installed packages"
+        )
+
+
+def _config(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"{CONFIG} is not a JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{CONFIG} is not a JSON object, as transformers' config.json is")
+    return values
+
+
+def _inputs_by(config: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a checkpoint whose model.toml says none: an image by its size, or else a text."""
+    if "input_shape" in table or "inputs" in table:
+        return {}
+    side, channels = config.get("image_size"), config.get("num_channels", 3)
+    if type(side) is int and type(channels) is int and side > 0 < channels:
+        return {"input_shape": [channels, side, side]}
+    longest = config.get("max_position_embeddings")
+    longest = longest if type(longest) is int and longest > 0 else _TEXT_LENGTHS[-1]
+    lengths = [each for each in _TEXT_LENGTHS if each <= longest] or [longest]
+    inputs = {name: {"shape": [-1], "dtype": "int64"} for name in _TEXT_INPUTS}
+    return {"inputs": inputs, "lengths": table.get("lengths", lengths)}

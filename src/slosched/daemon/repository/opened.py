@@ -1,0 +1,132 @@
+"""A version's files for those who build its model: opened below the repository, as the last look saw them.
+
+Weights are copied into memory of this process first. A file that is written to or cut short meanwhile could
+otherwise give half a model, or end the process that has it mapped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slosched.config import ModelSource
+from slosched.daemon.repository.beneath import open_below, read_below, root_of
+from slosched.daemon.repository.describing import CONFIG, MOST_CONFIG_BYTES, PT2, SAFETENSORS
+from slosched.daemon.repository.listing import Version
+from slosched.daemon.repository.modules import Packages
+from slosched.daemon.repository.scanning import in_words, look_at_version, python_files
+from slosched.errors import InvalidConfig
+
+_PIECE_BYTES = 8 << 20
+_MOST_SOURCE_BYTES = 4 << 20
+
+
+@contextmanager
+def opened(repository: str, version: Version, packages: Packages) -> Iterator[ModelSource]:
+    """Where the model of `version` comes from, with paths and modules that are good until the block ends.
+
+    Raises InvalidConfig if the files are not those that the version was offered with. One that is raised within
+    the block names the version's own files instead.
+    """
+    place = Path(repository, version.folder)
+    source = version.model_source()
+    shown: dict[str, str] = {}
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(root_of(repository))
+            _check(root, version)
+            source = _with_paths(stack, root, version.folder, source, shown)
+            if source.factory:
+                package = _package(root, version, place, packages)
+                shown[f"{package}."] = ""
+                source = replace(source, factory=f"{package}.{source.factory}", folder="")
+            _check(root, version)
+        except OSError as error:
+            raise InvalidConfig(f"model {version.name!r}: {place}: {in_words(error)}") from None
+        try:
+            yield source
+        except InvalidConfig as error:
+            text = str(error)
+            for path, words in shown.items():
+                text = text.replace(path, words)
+            raise InvalidConfig(text + _hint(text, version, root)) from None
+
+
+def _check(root: int, version: Version) -> None:
+    try:
+        found = look_at_version(root, version.folder)
+    except (OSError, InvalidConfig) as error:
+        raise InvalidConfig(
+            f"model {version.name!r}: {version.folder}: {in_words(error)}"
+        ) from None
+    if found.fingerprint != version.fingerprint:
+        raise InvalidConfig(
+            f"model {version.name!r}: the files of {version.folder} are not those that it was offered or "
+            "loaded with; unload it and load it again, and write changes into a new version"
+        )
+
+
+def _with_paths(
+    stack: ExitStack, root: int, folder: str, source: ModelSource, shown: dict[str, str]
+) -> ModelSource:
+    """`source` with paths to copies of its files; `shown` gets what stands for each in an error."""
+    paths: dict[str, Any] = {}
+    for key, file in (("pt2", PT2), ("safetensors", SAFETENSORS)):
+        if getattr(source, key):
+            fd = open_below(root, f"{folder}/{file}")
+            try:
+                paths[key] = _copy_of(stack, fd, file)
+            finally:
+                os.close(fd)
+            shown[paths[key]] = f"{folder}/{file}"
+    if source.config:
+        data = read_below(root, f"{folder}/{CONFIG}", most_bytes=MOST_CONFIG_BYTES)
+        fd = _memory(stack, CONFIG)
+        os.write(fd, data)
+        paths["config"] = f"/proc/self/fd/{fd}"
+        shown[paths["config"]] = f"{folder}/{CONFIG}"
+    return replace(source, **paths)
+
+
+def _memory(stack: ExitStack, name: str) -> int:
+    fd = os.memfd_create(name)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _copy_of(stack: ExitStack, fd: int, name: str) -> str:
+    """The path of a copy of the file `fd` in memory, as long as the file is now."""
+    copy, at, size = _memory(stack, name), 0, os.fstat(fd).st_size
+    while at < size:
+        sent = os.sendfile(copy, fd, at, min(_PIECE_BYTES, size - at))
+        if not sent:
+            raise InvalidConfig(f"{name} becomes shorter while it is read")
+        at += sent
+    return f"/proc/self/fd/{copy}"
+
+
+def _package(root: int, version: Version, place: Path, packages: Packages) -> str:
+    files: dict[str, str] = {}
+    for path in python_files(root, version.folder):
+        data = read_below(root, f"{version.folder}/{path}", most_bytes=_MOST_SOURCE_BYTES)
+        try:
+            files[path] = data.decode()
+        except UnicodeDecodeError:
+            raise InvalidConfig(f"model {version.name!r}: {path} is not UTF-8 text") from None
+    return packages.take(version.name, str(place), files)
+
+
+def _hint(text: str, version: Version, root: int) -> str:
+    """What to write for `import other`, where other is a file of the folder."""
+    try:
+        stems = [path.removesuffix(".py") for path in python_files(root, version.folder)]
+    except (OSError, InvalidConfig):
+        return ""
+    for stem in stems:
+        if f"No module named '{stem}'" in text:
+            return f"; {stem}.py is a file of the version: write from . import {stem}"
+    return ""
