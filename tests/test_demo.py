@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,13 +16,14 @@ from typer.testing import CliRunner
 import slosched.analysis.fig7
 import slosched.cli.demo
 import slosched.cli.demo_answers
+import slosched.cli.demo_gateway
 import slosched.cli.demo_models
 import slosched.cli.demo_sweeps
 import slosched.daemon.backends
 from slosched.cli.app import app
 from slosched.cli.demo_answers import OutputsDiffer, compare
 from slosched.cli.demo_models import Digits, Pitch, Sentences, Verdict, WrongAnswers, demo_models
-from slosched.errors import MissingPackage
+from slosched.errors import MissingPackage, SloschedError
 from slosched.experiment.children import Children
 from slosched.messages import ModelInfo
 
@@ -54,6 +57,7 @@ def phases(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
     monkeypatch.setattr(demo, "start_controller", controller)
     monkeypatch.setattr(Children, "end", lambda *arguments: None)
     monkeypatch.setattr(demo, "check_answers", answered)
+    monkeypatch.setattr(demo, "ask_by_http", lambda *rest: "gateway   one answer")
     monkeypatch.setattr(demo, "sweep_real", lambda children, worker, device, *rest: swept(*rest))
     monkeypatch.setattr(demo, "sweep_emulated", swept)
     monkeypatch.setattr(demo, "_device", lambda: "cpu")
@@ -88,11 +92,12 @@ def test_the_demo_ends_with_a_verdict_and_what_to_do_next(
     assert result.exit_code == 0, result.output
     assert phases == ["answers", "real", "emulated"]
     verdict, _, after = result.stdout.partition("\nverdict\n")[2].partition("\nnext\n")
-    assert verdict.splitlines()[0] == f"  {FOUND}"
+    assert verdict.splitlines()[:2] == [f"  {FOUND}", "  gateway   one answer"]
     assert verdict.count(said) == 2
     assert ("slosched doctor" in verdict) == ("INVALID" in said)
-    assert len([line for line in after.splitlines() if line.startswith("  ")]) == 4
-    assert f"slosched worker --repository {tmp_path / 'd' / 'models'}" in after
+    assert len([line for line in after.splitlines() if line.startswith("  ")]) == 5
+    assert f"slosched worker --repository {tmp_path / 'd' / 'models'} &" in after
+    assert f"infer/pitch -d @{tmp_path / 'd' / 'answers' / 'question.json'}" in after
     assert result.stdout.splitlines()[-1].endswith(str(tmp_path / "d"))
 
 
@@ -193,6 +198,9 @@ class _Known:
     def direct(self, repository: Path) -> Sequence[Any]:
         return [np.ones(2, np.float32)]
 
+    def meaning(self, answer: Any) -> str:
+        return f"it is {answer[0]:g}"
+
     def judge(self, answers: Sequence[Any]) -> Verdict:
         return Verdict(f"{len(answers)} of 1 is right", ("1 -> 1",))
 
@@ -244,6 +252,90 @@ def test_the_answers_of_a_served_model_are_shown_and_counted(
     value = 2.0
     with pytest.raises(OutputsDiffer):
         check("a:1", tmp_path, [_Known()], "cpu")
+
+
+# -------------------------------------------------------------------------------------- by HTTP
+
+
+class _Gateway(BaseHTTPRequestHandler):
+    """Answers as `POST /v1/infer/MODEL` does; `reply` is what it says."""
+
+    reply: tuple[int, bytes] = (200, b"")
+    asked: ClassVar[list[tuple[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append((self.path, json.loads(body)))
+        code, text = self.reply
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is written."""
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Gateway]]:
+    """A gateway in a thread, in the place of the process that the demo would start."""
+    _Gateway.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), _Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setattr(Children, "start", lambda *rest, **named: None)
+        monkeypatch.setattr(Children, "wait_ready", lambda *rest, **named: server.server_port)
+        monkeypatch.setattr(Children, "end", lambda *rest: None)
+        monkeypatch.setattr(slosched.cli.demo_gateway, "find_spec", lambda name: object())
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked
+        yield _Gateway
+        server.shutdown()
+        thread.join(10)
+
+
+def by_http(folder: Path) -> str:
+    with Children() as children:
+        return slosched.cli.demo_gateway.ask_by_http(
+            children, "127.0.0.1:1", folder, folder, [_Known()], "cpu"
+        )
+
+
+def test_one_question_is_asked_by_http_as_curl_would(
+    gateway: type[_Gateway], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.reply = (200, b'{"model": "known", "outputs": {"y": [1.0, 1.0]}}')
+    assert by_http(tmp_path) == "gateway   one answer by plain HTTP: it is 1"
+    assert gateway.asked == [("/v1/infer/known", {"inputs": {"x": [1.0, 1.0]}, "slo": "10s"})]
+    assert json.loads((tmp_path / "question.json").read_bytes()) == gateway.asked[0][1]
+    said = capsys.readouterr().out
+    assert f"/v1/infer/known -d @{tmp_path / 'question.json'}" in said and "to the last bit" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "said"),
+    [
+        (200, b'{"outputs": {"y": [1.0, 2.0]}}', "outputs of known differ from a direct forward"),
+        (200, b'{"outputs": {"y": ["a"]}}', "model known answered by HTTP with"),
+        (200, b'{"outputs": {}}', "model known answered by HTTP with"),
+        (200, b"[]", "model known answered by HTTP with"),
+        (200, b"no JSON", "model known answered by HTTP with"),
+        (503, b'{"error": "no time"}', r"answered 503 to .*/v1/infer/known: .*no time"),
+    ],
+)
+def test_an_answer_by_http_that_is_none_ends_the_demo(
+    gateway: type[_Gateway], code: int, text: bytes, said: str, tmp_path: Path
+) -> None:
+    gateway.reply = (code, text)
+    with pytest.raises(SloschedError, match=said):
+        by_http(tmp_path)
+
+
+def test_without_the_gateways_packages_that_part_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slosched.cli.demo_gateway, "find_spec", lambda name: None)
+    assert by_http(tmp_path) == ""
+    assert "pip install slosched[gateway]" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------- the truth

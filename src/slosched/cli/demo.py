@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from slosched.cli.demo_answers import check_answers, write_models
+from slosched.cli.demo_gateway import QUESTION, ask_by_http, chosen
 from slosched.cli.demo_sweeps import (
     start_controller,
     start_worker,
@@ -69,11 +70,9 @@ def demo(
 
 def _closing(runs: list[Path], directory: Path) -> str:
     """Whether all worked and each sweep counts, and what to do next."""
-    lines, models = ["", "verdict"], directory / _MODELS
-    again = f"  slosched worker --repository {models}   # serves phase 1's models again"
-    if (directory / _ANSWERS).is_dir():
-        found = json.loads((directory / _ANSWERS / "answers.json").read_text(encoding="utf-8"))
-        lines += [f"  {line}" for line in found]
+    lines = ["", "verdict"]
+    found, again = _answers_in(directory)
+    lines += found
     invalid = False
     for run in runs:
         document = json.loads((run / "client.json").read_text(encoding="utf-8"))
@@ -95,12 +94,32 @@ def _closing(runs: list[Path], directory: Path) -> str:
         "next",
         f"  slosched report {runs[-1]}    # the last sweep's results, as a page",
         f"  slosched explain {runs[-1]}   # why requests were refused",
-        *([again] if models.is_dir() else []),
+        *again,
         "  README.md, 'Serve your model under a deadline', then docs/will_my_model_make_it.md",
         "",
         f"figures, telemetry and logs are in {directory}",
     ]
     return "\n".join(lines)
+
+
+def _answers_in(directory: Path) -> tuple[list[str], list[str]]:
+    """What phase 1 found, and how to serve its models again; nothing if it was left out."""
+    answers = directory / _ANSWERS
+    if not answers.is_dir():
+        return [], []
+    document = json.loads((answers / "answers.json").read_text(encoding="utf-8"))
+    serve = (
+        f"slosched worker --repository {directory / _MODELS} & slosched controller INFER5 --workers"
+    )
+    again = [f"  {serve} 127.0.0.1:12345 & slosched gateway"]
+    found = document["found"]
+    if document["by_http"]:
+        found.append(document["by_http"])
+        question = answers / QUESTION
+        again.append(
+            f"  curl localhost:8000/v1/infer/{document['asked']} -d @{question}   # asks that gateway"
+        )
+    return [f"  {line}" for line in found], again
 
 
 def _run_phases(directory: Path, seconds: float, *, real: bool) -> list[Path]:
@@ -118,13 +137,16 @@ def _real_phases(directory: Path, seconds: float) -> Path:
     run = directory / "real"
     run.mkdir()
     with Children() as children:
-        repository = ("--repository", str(directory / _MODELS)) if models else ()
-        worker = start_worker(children, ("--device", device, *repository), run)
+        options = ("--repository", str(directory / _MODELS)) if models else ()
+        worker = start_worker(children, ("--device", device, *options), run)
         if models:
             answers = directory / _ANSWERS
             controller, address = start_controller(children, worker, answers)
-            found = check_answers(address, directory / _MODELS, models, device)
-            write_file(answers / "answers.json", json.dumps(found, indent=2).encode())
+            repository = directory / _MODELS
+            found = check_answers(address, repository, models, device)
+            by_http = ask_by_http(children, address, answers, repository, models, device)
+            document = {"found": found, "by_http": by_http, "asked": chosen(models).name}
+            write_file(answers / "answers.json", json.dumps(document, indent=2).encode())
             children.end(controller)
         return sweep_real(children, worker, device, run, seconds)
 

@@ -51,6 +51,9 @@ class DemoModel(Protocol):
     def direct(self, repository: Path) -> Sequence[Array]:
         """Its answers to the questions by a forward pass in this process."""
 
+    def meaning(self, answer: Array) -> str:
+        """What one answer says, in words."""
+
     def judge(self, answers: Sequence[Array]) -> Verdict:
         """Hold answers against the truth. Raises WrongAnswers."""
 
@@ -81,6 +84,9 @@ class Digits:
 
         return list(direct(self._program(repository), held_out().ink))
 
+    def meaning(self, answer: Array) -> str:
+        return f"a {int(answer.argmax())}, with {float(answer.max()):.3f}"
+
     def judge(self, answers: Sequence[Array]) -> Verdict:
         from slosched.cascade.digits.classifier import held_out
 
@@ -92,10 +98,7 @@ class Digits:
         )
         if right < _LEAST_RIGHT * len(labels):
             raise WrongAnswers(f"digits: only {found}; {_LEAST_RIGHT:.0%} must be")
-        share = float(answers[0].max())
-        return Verdict(
-            found, (f"image 0 is a {labels[0]}; the answer is {answered[0]}, with {share:.3f}",)
-        )
+        return Verdict(found, (f"image 0 is a {labels[0]} -> {self.meaning(answers[0])}",))
 
     def _program(self, repository: Path) -> Path:
         return repository / self.name / "1" / "model.pt2"
@@ -125,8 +128,14 @@ class Pitch:
 
         return pitches_of(repository, [question["sound"] for question in self.questions()])
 
+    def meaning(self, answer: Array) -> str:
+        from slosched.daemon.backends.demo_models.tones import heard, note_of
+
+        found = heard(answer)
+        return f"{found.hz:.1f} Hz, {note_of(found.hz)}"
+
     def judge(self, answers: Sequence[Array]) -> Verdict:
-        from slosched.daemon.backends.demo_models.tones import TONES, heard, note_of
+        from slosched.daemon.backends.demo_models.tones import TONES, heard
 
         *tones, noise = (heard(answer) for answer in answers)
         off = [abs(found.cents_from(tone.hz)) for tone, found in zip(TONES, tones, strict=True)]
@@ -140,8 +149,8 @@ class Pitch:
                 f"pitch: noise has a pitch with {noise.sure:.2f}, more than a tone's {least:.2f}"
             )
         shown = [
-            f"{tone} -> {found.hz:.1f} Hz, {note_of(found.hz)}"
-            for tone, found in zip(TONES, tones, strict=True)
+            f"{tone} -> {self.meaning(answer)}"
+            for tone, answer in zip(TONES, answers, strict=False)
             if tone.hz == 440
         ]
         shown.append(
@@ -177,6 +186,9 @@ class Sentences:
         from slosched.daemon.backends.demo_models.direct import vectors_of
 
         return vectors_of(self.questions())
+
+    def meaning(self, answer: Array) -> str:
+        return f"{len(answer)} numbers, of which the first is {float(answer[0]):.4f}"
 
     def judge(self, answers: Sequence[Array]) -> Verdict:
         from slosched.daemon.backends.demo_models.meanings import TRIOS
