@@ -261,9 +261,13 @@ class Served:
 
     def finish(self) -> None:
         """End all that the model `slow` holds."""
-        for asked, on_end, running in self.service.slow:
-            if not running.cancelled:
-                self.do(lambda asked=asked, on_end=on_end: on_end(self.service.answered(asked)))
+
+        def inside() -> None:
+            for asked, on_end, running in self.service.slow:
+                if not running.cancelled:
+                    on_end(self.service.answered(asked))
+
+        self.do(inside)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self._skip = 0
         self._held = 0
         self._keep = True
-        self._old = False  # HTTP/1.0
+        self._version = ""  # of HTTP
         # What the transport says
         self._closed = False
         self._ended = False  # the client sends no more
@@ -274,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise Rejected(400, f"the header {self._repeated.decode('latin-1')} is repeated")
             if self._count > MOST_HEADERS:
                 raise Rejected(431, f"a request has at most {MOST_HEADERS} headers")
-            body = self._door.body(exchange, old=self._old)
+            body = self._door.body(exchange, self._version)
             self._door.admit(exchange)
             self._door.check(exchange, body)
             if not self._bounds.hold(body.size):
@@ -380,7 +380,7 @@ class Connection(asyncio.BufferedProtocol):
             self._pause_or_resume()
 
     def _write(self, answer: Answer, method: str, *, close: bool) -> None:
-        start = head(answer, date=self._bounds.date, close=close, keep=self._old)
+        start = head(answer, date=self._bounds.date, close=close, keep=self._version == "1.0")
         if method == "HEAD":
             self._transport.write(start)
         elif sum(map(len, answer.parts)) <= _SMALL:
@@ -449,4 +449,4 @@ class Connection(asyncio.BufferedProtocol):
         parser = self._parser
         assert parser is not None
         self._keep = parser.should_keep_alive()
-        self._old = parser.get_http_version() == "1.0"
+        self._version = parser.get_http_version()

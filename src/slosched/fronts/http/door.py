@@ -50,11 +50,19 @@ class Door:
         self._own_host = own_host
         self.serve = routes.serve
 
-    def body(self, exchange: Exchange, *, old: bool) -> Body:
-        """The form of the body, as the head says it. Raises Rejected."""
+    def body(self, exchange: Exchange, version: str) -> Body:
+        """The form of the body, as the head of this version of HTTP says it. Raises Rejected.
+
+        Where the next request begins is not known when it does.
+        """
+        old = version == "1.0"
         headers = exchange.headers
         length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
         expect = headers.get(b"expect")
+        if version not in ("1.0", "1.1"):
+            raise Rejected(505, "this speaks HTTP/1.1")
+        if exchange.method == "CONNECT":
+            raise Rejected(405, "this is not a proxy")
         if not old and b"host" not in headers:
             raise Rejected(400, "a request has a header Host")
         size = 0
