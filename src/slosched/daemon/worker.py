@@ -126,20 +126,7 @@ class WorkerServer:
         self.port = self._router.port
         self._bad = BadMessages(self._announce)
         incarnation = random.SystemRandom().getrandbits(62)
-        self._brain = WorkerBrain(
-            self._backend.gpus,
-            self._backend.loadable,
-            incarnation=incarnation,
-            version=__version__,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=shown_device(config, self._backend),
-            allow_zero_size_inputs=config.allow_zero_size_inputs,
-            put_aside=config.put_aside,
-            lanes=gpu_lanes(preemptive=config.preempt),
-            functions=functions_of(backend),
-            most_calls=config.most_calls,
-        )
+        self._brain = self._make_brain(incarnation)
         if not set(self._backend.loadable).difference(functions_of(backend)):
             self._brain.prepare_at_once(_FUNCTIONS_AT_ONCE)
         self._calls = calls_of(backend)
@@ -166,6 +153,23 @@ class WorkerServer:
         self.rounds = 0  # turns of the loop, for a watchdog
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def _make_brain(self, incarnation: int) -> WorkerBrain:
+        config, backend = self.config, self._backend
+        return WorkerBrain(
+            backend.gpus,
+            backend.loadable,
+            incarnation=incarnation,
+            version=__version__,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=shown_device(config, backend),
+            allow_zero_size_inputs=config.allow_zero_size_inputs,
+            put_aside=config.put_aside,
+            lanes=gpu_lanes(preemptive=config.preempt),
+            functions=functions_of(backend),
+            most_calls=config.most_calls,
+        )
 
     def _register(self, incarnation: int) -> Registration:
         return Registration(

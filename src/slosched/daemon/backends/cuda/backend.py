@@ -124,9 +124,6 @@ class CudaBackend:
         self._ordered: dict[int, PrepareModel] = {}  # until it is warmed up
         self._warming: Iterator[None] | None = None
         self._ids: dict[str, set[int]] = {}
-        self._built: dict[
-            str, str
-        ] = {}  # fingerprints of the repository's versions, as they were built
         self._sliced_ns = 0
         self._never_sleeps = config.busy_poll
 
@@ -331,11 +328,7 @@ class CudaBackend:
 
     def _made_ready(self, effect: PrepareModel) -> ModelProfile:
         name = effect.name
-        version = self._models.versions.get(name)
-        if (
-            version is not None
-            and self._built.get(name, version.fingerprint) != version.fingerprint
-        ):
+        if self._models.changed(name):
             self._forget_if_unused(name)
         profile, *known = self._profiles.get(name, (None, 0, 0))
         if profile is not None and effect.max_batch <= known[0] and effect.max_exec_ns <= known[1]:
@@ -362,13 +355,6 @@ class CudaBackend:
         note: Callable[[str], None] | None = None,
     ) -> ModelProfile:
         """Build `name` and measure it; `adopt` makes it run. In the background thread."""
-        version = self._models.versions.get(name)
-        if version is not None:
-            before = self._built.setdefault(name, version.fingerprint)
-            if before != version.fingerprint:
-                raise InvalidConfig(
-                    f"model {name!r}: its files were changed since it was loaded; unload it and load it again"
-                )
         source = self._models.build(name, self._cache)
         images = self._images
         if name not in images.images:
@@ -448,7 +434,7 @@ class CudaBackend:
         self._programs.pop(name).release()
         self._sources.pop(name, None)
         self._profiles.pop(name, None)
-        self._built.pop(name, None)
+        self._models.forget(name)
         self._images.forget(name)
 
     def _forget_if_unused(self, name: str) -> None:
@@ -458,7 +444,7 @@ class CudaBackend:
         if name in self._programs:
             self._forget(name)
         else:  # it could not be built
-            self._built.pop(name, None)
+            self._models.forget(name)
 
 
 def _labels(program: Preparable) -> tuple[str, ...]:

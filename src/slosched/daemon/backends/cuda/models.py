@@ -42,6 +42,7 @@ class Models:
         self._specs = open_specs(config)
         self._repository, self._packages = config.repository, Packages()
         self.versions: dict[str, Version] = {}  # of the repository, by name
+        self._built: dict[str, str] = {}  # their fingerprints, as they were built
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
         }
@@ -65,10 +66,25 @@ class Models:
         version = self.versions.get(name)
         if version is None:
             raise InvalidConfig(f"model {name!r} is not in the repository any more")
+        if self.changed(name):
+            raise InvalidConfig(
+                f"model {name!r}: its files were changed since it was loaded; unload it and load it again"
+            )
+        self._built[name] = version.fingerprint
         source = version.model_source()
         wish = Wish(source.boundary_ns, source.in_flight, source.urgent)
         with opened(self._repository, version, self._packages) as source:
             return self._build_torch(source_spec(source), wish, place)
+
+    def changed(self, name: str) -> bool:
+        """Whether the files of a version are others than those that it was built of."""
+        version = self.versions.get(name)
+        built = self._built.get(name, "")
+        return version is not None and bool(built) and built != version.fingerprint
+
+    def forget(self, name: str) -> None:
+        """Nothing that was built of `name` is left."""
+        self._built.pop(name, None)
 
     def _build_torch(self, spec: ModelSpec, wish: Wish, place: Block) -> Source:
         refuse_texts(spec)
