@@ -291,20 +291,9 @@ def answer(read: Read, answered: Answered) -> Answer:
         else:
             shown["data"] = _to_json(tensor)
         outputs.append(shown)
-    for tensor, part in answered.in_regions:
-        parameters = {
-            "shared_memory_region": part.region,
-            "shared_memory_offset": part.offset,
-            "shared_memory_byte_size": part.byte_size,
-        }
-        outputs.append(
-            {
-                "name": tensor.name,
-                "datatype": tensor.datatype,
-                "shape": tensor.shape,
-                "parameters": parameters,
-            }
-        )
+    for tensor, _ in answered.in_regions:
+        # Without parameters, as Triton: its C++ client takes any for those of binary data.
+        outputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape})
     whole: dict[str, Any] = {"id": answered.id} if answered.id else {}
     whole["model_name"], whole["model_version"] = answered.model, answered.version
     whole["outputs"] = outputs
