@@ -206,12 +206,13 @@ def _provenance(document: Record) -> str:
     voids = sum(bool(reasons) for each in records for reasons in each["voids"])
     kept = sum(bool(each["void"]) for each in records)
     late = max((each["issue_delay_p99_ns"] for each in records), default=0)
+    lengths = document["lengths"]
     return (
         f"*slosched {document['slosched']} ({document['commit'] or 'no checkout'}), tritonserver "
         f"{document['triton']}; {document['machine']}. Capacity {document['capacity']:.0f}/s; "
-        f"{document['lengths']['final_s']:g} s a run, {document['lengths']['search_s']:g} s in the "
-        f"search; {len(records)} runs compared, {voids} disturbed by the machine, of which {kept} "
-        f"stand in the tables for want of an undisturbed repetition. The client sent at worst with a p99 delay of {late / 1e6:.2f} ms. "
+        f"{lengths['final_s']:g} s a run, {lengths['search_s']:g} s in the search; {len(records)} runs compared, "
+        f"{voids} disturbed by the machine, of which {kept} stand in the tables for want of an undisturbed "
+        f"repetition. The client sent at worst with a p99 delay of {late / 1e6:.2f} ms. "
         f"{document['seconds'] / 60:.0f} minutes in all.*"
     )
 
