@@ -210,7 +210,7 @@ def _provenance(document: Record) -> str:
     return (
         f"*slosched {document['slosched']} ({document['commit'] or 'no checkout'}), tritonserver "
         f"{document['triton']}; {document['machine']}. Capacity {document['capacity']:.0f}/s; "
-        f"{lengths['final_s']:g} s a run, {lengths['search_s']:g} s in the search; {len(records)} runs compared, "
+        f"{lengths['final_s']:g} s a run, {lengths['search_s']:g} s in the search; {len(records)} runs, "
         f"{voids} disturbed by the machine, of which {kept} stand in the tables for want of an undisturbed "
         f"repetition. The client sent at worst with a p99 delay of {late / 1e6:.2f} ms. "
         f"{document['seconds'] / 60:.0f} minutes in all.*"
