@@ -19,14 +19,19 @@ TOOLS = Path(sys.prefix) / "tools"
 _BINARY = TOOLS / "perf_analyzer"
 _WITHIN_S = 60
 _THROUGHPUT = re.compile(r"Throughput: ([0-9.e+]+) infer/sec")
+_INFERENCES = re.compile(r"Inference count: (\d+)")
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended. `throughput` is inferences per second, 0 where it reported none."""
+    """How a run ended. 0 where it reported none.
+
+    `throughput` is inferences per second, and `inferences` how many the server counted meanwhile.
+    """
 
     code: int
     throughput: float
+    inferences: int
     text: str
 
 
@@ -34,8 +39,13 @@ def analyze(model: str, url: str, *arguments: str) -> Report:
     """Run perf_analyzer on `model` of the server at `url` (host:port)."""
     done = _run("-m", model, "-u", url, *arguments)
     text = done.stdout + done.stderr
-    found = _THROUGHPUT.findall(text)
-    return Report(done.returncode, float(found[-1]) if found else 0.0, text)
+    rates, counts = _THROUGHPUT.findall(text), _INFERENCES.findall(text)
+    return Report(
+        code=done.returncode,
+        throughput=float(rates[-1]) if rates else 0.0,
+        inferences=int(counts[-1]) if counts else 0,
+        text=text,
+    )
 
 
 def missing() -> str:
