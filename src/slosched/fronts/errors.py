@@ -69,3 +69,7 @@ class FrontError(Exception):
         super().__init__(text)
         self.status, self.text, self.refusal = status, text, refusal
         self.retry_after_s = retry_after_s
+
+    def again(self) -> FrontError:
+        """The same error for another request: an exception that is raised again and again keeps growing."""
+        return FrontError(self.status, self.text, self.refusal, retry_after_s=self.retry_after_s)

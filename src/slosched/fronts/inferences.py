@@ -35,8 +35,8 @@ _EXPIRED = "Request timeout expired"
 #: Codes of what the controller decided, and of what is over by no fault of the request.
 _UNAVAILABLE = frozenset((*REJECTIONS, Code.CANCELLED, Code.INITIALIZING))
 _BAD = frozenset((Code.INVALID_REQUEST, Code.INVALID_INPUT))
-#: The controller does not know the model that this gateway holds.
-GONE = frozenset((Code.UNKNOWN_MODEL, Code.INVALID_MODEL_ID))
+#: How the controller begins what it says of a model that this gateway holds, and an operator unloaded.
+_NO_MODEL = "no model has the id"
 
 
 class Host(Protocol):
@@ -49,6 +49,9 @@ class Host(Protocol):
 
     def take_rows(self, inference: Inference, rows: int) -> None:
         """It is a batch of `rows`; one of them was taken when it began. Raises FrontError, 429."""
+
+    def gone(self, model: Version) -> None:
+        """The controller does not know the model any more, which this gateway holds."""
 
     async def prepare(self, inference: Inference) -> tuple[Version, Model]:
         """The version and the handle for it, loaded. Raises FrontError."""
@@ -97,7 +100,7 @@ class Inference:
     # ---------------------------------------------------------------------------- beginning
 
     def send(self, model: Version, form: Form, session: Session, handle: Model) -> None:
-        """Send its rows, each a request. Raises FrontError; nothing is on its way then."""
+        """Send its rows, each a request. Raises FrontError, for `fail`."""
         self.model, self.session = model, session
         model.running += 1
         rows = form.rows(self.asked)
@@ -124,6 +127,9 @@ class Inference:
                 self.send(model, model.form, self.caller.session, handle)
         except FrontError as error:
             self.fail(error)
+        except Exception as error:
+            _report("a request could not be prepared", error)
+            self.fail(FrontError(Status.INTERNAL, "an internal error of the gateway; see its log"))
         finally:
             self._task = None
 
@@ -241,9 +247,7 @@ class Inference:
             self._on_end(result)
         except Exception as error:
             # It would cost other requests their answers: this runs within the client's step.
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "an answer could not be written", "exception": error}
-            )
+            _report("an answer could not be written", error)
 
     def _error(self, reply: InferReply) -> FrontError:
         """The reply as the protocol's error."""
@@ -259,10 +263,21 @@ class Inference:
             )
             return FrontError(Status.UNAVAILABLE, text, refusal)
         text = f"model '{self.model.base}': {reason}"
+        if code == Code.INVALID_REQUEST and reason.startswith(_NO_MODEL):
+            self._host.gone(self.model)
+            text = (
+                f"model '{self.model.base}' was unloaded at the controller; send the request again"
+            )
+            return FrontError(Status.UNAVAILABLE, text)
         if code in _BAD:
             return FrontError(Status.INVALID_ARGUMENT, text)
-        if code in GONE:
-            return FrontError(Status.NOT_FOUND, text, Refusal(code=code))
+        if code == Code.UNKNOWN_MODEL:
+            return FrontError(Status.NOT_FOUND, text)
         if code == Code.LIMIT_REACHED:
             return FrontError(Status.RESOURCE_EXHAUSTED, text)
         return FrontError(Status.INTERNAL, f"{text} (code {code}, {code_name(code)})")
+
+
+def _report(message: str, error: Exception) -> None:
+    """Tell the loop's handler of a fault of this program."""
+    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})

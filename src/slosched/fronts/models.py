@@ -132,7 +132,7 @@ class Models:
         if not self._may_load(base, entry):
             raise _no_versions(base) if base in self._unloaded else _not_found(base)
         if entry.failure is not None and now_ns() < entry.failed_ns + FAILED_FOR_NS:
-            raise entry.failure
+            raise entry.failure.again()
         entry.asked_for |= bool(version)
         await self._load(entry)
         return entry
@@ -212,7 +212,7 @@ class Models:
         # A client that leaves does not end the load: others may wait for it, and the next will.
         await asyncio.shield(entry.loading)
         if entry.failure is not None:
-            raise entry.failure
+            raise entry.failure.again()
         if entry.state is not READY:
             raise _no_versions(entry.base)  # it was unloaded meanwhile
 
@@ -368,16 +368,27 @@ class Models:
         await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
+        ready = self.ready
         listing = await self._house.client.listing()
         functions = {each.name for each in listing.models if each.function is not None}
         functions |= set(getattr(listing, "functions", ()))
         self._offered = Offered(listing.loadable, functions)
         self._looked_ns = now_ns()
         self._first.set()
+        self._find_lost(ready, {each.model_id for each in listing.models})
         for base, current in [*self._current.items()]:
             newest = self._offered.newest(base)
             if newest and int(newest) > int(current.version):
                 self._begin(self._load_newer(self._entry(base, newest)))
+
+    def _find_lost(self, ready: Sequence[Version], known: set[int]) -> None:
+        """Which of these, ready when it was asked, the controller does not know by now."""
+        there = self._house.client.controller.incarnation
+        for entry in ready:
+            handle = self._house.handles.get(entry.full)
+            # After a restart of the controller the client loads its models again by itself.
+            if handle is None or (handle.incarnation == there and handle.model_id not in known):
+                self.lost(entry)
 
     async def _load_newer(self, entry: Version) -> None:
         if entry.loading is not None or now_ns() < entry.failed_ns + _NEWER_AGAIN_NS:

@@ -14,7 +14,7 @@ from slosched.fronts.callers import Caller, Callers, Quota
 from slosched.fronts.counting import CANCELLED, LATE, OK, Counting
 from slosched.fronts.descriptions import model_config, model_metadata, server_metadata
 from slosched.fronts.errors import FrontError, Status
-from slosched.fronts.inferences import GONE, Inference
+from slosched.fronts.inferences import Inference
 from slosched.fronts.models import Models, Version
 from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
@@ -139,6 +139,9 @@ class Serving:
                 raise
             inference.rows = rows
 
+    def gone(self, model: Version) -> None:
+        self.models.lost(model)
+
     async def prepare(self, inference: Inference) -> tuple[Version, Model]:
         asked, caller = inference.asked, inference.caller
         model = await self.models.ensure(asked.model, asked.version, allowed=caller.check_model)
@@ -173,8 +176,6 @@ class Serving:
         self._counting.ended(name, result.status.name.lower(), caller.name)
         if model is not None:
             model.statistics.failed(total_ns)
-            if result.refusal is not None and result.refusal.code in GONE:
-                self.models.lost(model)
 
     async def infer(self, asked: Asked, caller: service.Caller) -> Answered:
         future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()

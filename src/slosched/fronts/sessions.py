@@ -111,6 +111,8 @@ class Session:
 
     def submit(self, model: Model, *, slo_ns: int, frame: Frame, length: int, row: Row) -> int:
         """Send a request at the end of this turn of the loop; `row` hears its end. Raises FrontError, 503."""
+        if lost := self.client.lost:
+            raise FrontError(Status.UNAVAILABLE, lost)
         try:
             request_id = self.client.submit(
                 model, slo_ns=slo_ns, frame=frame, length=length, on_reply=row.replied, later=True
