@@ -98,7 +98,8 @@ def test_every_command_is_understood(
     ):
         monkeypatch.setattr(target, _reached)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])
+    (tmp_path / "worker.toml").write_text(blocks(REFERENCE, "toml")[0])
+    (tmp_path / "models").mkdir()
     for folder in _FOLDERS:
         (tmp_path / folder).symlink_to(ROOT / folder)
     words = shlex.split(command)[1:]
@@ -321,27 +322,34 @@ def test_the_readme_is_one_page() -> None:
 @pytest.mark.torch
 def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path) -> None:
     """The first screen, unchanged: its files, its commands, its program, its answers."""
-    module, program = blocks(README, "python")
-    (tmp_path / "my_model.py").write_text(module)
-    (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])
+    pytest.importorskip("sklearn")
+    training, program = blocks(README, "python")
+    (tmp_path / "train.py").write_text(training)
+    trained = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert trained.returncode == 0, trained.stderr
+    right = re.fullmatch(r"(\d+)% of the last 297 images are right\n", trained.stdout)
+    assert right is not None and int(right[1]) > 80  # another version of torch draws other weights
     # The device of the README is whatever is there; here it is the CPU, and the first answer has time.
     worker, controller = MINE.replace("--device auto", "--device cpu").splitlines()
     with served(tmp_path, worker, controller, "worker ready", "joined: 1 GPU(s)") as here:
         said = here.run([sys.executable, "-c", here.adapt(program).replace('"50ms"', '"10s"')])
     answer, refusal = said.splitlines()
-    assert answer.startswith("(10,) ok after ") and "batch of 1 on worker 0 GPU 0" in answer
+    assert answer.startswith("a 5; the answer is 5: ok after ")
+    assert "batch of 1 on worker 0 GPU 0" in answer
     shown = " ".join(README.split())
     for words in (
         "left until the deadline",
         "started at",
-        "model 'mine': could start in",
+        "model 'digits:1': could start in",
         "at the earliest and takes",
         "the deadline is in 100us",
         "(code 8, could not start in time)",
         "deadline 100us after the send",
     ):
         assert words in said and words in shown, words
-    assert refusal.startswith("model 'mine': could start in ")
+    assert refusal.startswith("model 'digits:1': could start in ")
 
 
 @pytest.mark.processes
