@@ -149,8 +149,16 @@ def test_a_target_may_be_a_whole_address(gateway: Served) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("127.0.0.9", 200)]
-    + [("evil.example", 421), ("localhost.evil.example:80", 421), ("8.8.8.8", 421), ("", 421)],
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.9", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example:80", 421),
+        ("8.8.8.8", 421),
+        ("", 421),
+    ],
 )
 def test_only_requests_for_this_host_are_answered_on_loopback(
     gateway: Served, host: str, status: int
@@ -410,9 +418,9 @@ def test_a_long_inference_is_no_slow_client() -> None:
 def test_a_client_that_takes_no_answers_is_dropped() -> None:
     with served(limits=QUICK) as gateway, Raw(gateway.port) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 10**7]}]}
-        body["inputs"][0]["parameters"] = {"binary_data_size": 10**7}  # type: ignore[index]
-        body["parameters"] = {"binary_data_output": True}  # type: ignore[assignment]
+        form = {"binary_data_size": 10**7}
+        x = {"name": "x", "datatype": "UINT8", "shape": [1, 10**7], "parameters": form}
+        body = {"inputs": [x], "parameters": {"binary_data_output": True}}
         client.send(inference(body, bytes(10**7)))
         gateway.until(lambda: len(gateway.service.asked) == 1)
         gateway.until(lambda: gateway.front.connections == 0)
@@ -437,8 +445,8 @@ def test_where_there_are_too_many_connections_one_that_waits_makes_way() -> None
 
 
 def test_bodies_of_all_clients_together_are_bounded() -> None:
-    options = {"max_in_flight_bytes": 1000, "max_request_bytes": 900}
-    with served(**options) as gateway, Raw(gateway.port) as first, Raw(gateway.port) as other:
+    running = served(max_in_flight_bytes=1000, max_request_bytes=900)
+    with running as gateway, Raw(gateway.port) as first, Raw(gateway.port) as other:
         first.send(request(INFER, b"", "content-length: 900", method="POST"))
         gateway.until(lambda: gateway.front._bounds.held == 900)
         refused = other.ask(request(INFER, BODY.ljust(101)))

@@ -1,5 +1,7 @@
 """Elements of tensors as JSON has them, and as bytes: C order, little endian.
 
+NaN, Infinity and -Infinity are read and written, which JSON does not have but Triton and its clients do.
+
 FP16 and BF16 have no form in the protocol's JSON; `PLAIN` of them are numbers all the same, for plain answers.
 BYTES are texts in JSON, and in bytes each is four bytes of size and the UTF-8 text.
 """
@@ -7,6 +9,7 @@ BYTES are texts in JSON, and in bytes each is four bytes of size and the UTF-8 t
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import struct
 import sys
@@ -51,7 +54,10 @@ def from_json(raw: msgspec.Raw, datatype: str, count: int) -> bytes:
     """
     values = _quick(raw, datatype)
     if values is None:
-        values = flat(_anything.decode(raw))
+        try:
+            values = flat(_anything.decode(raw))
+        except msgspec.DecodeError:
+            values = flat(odd_json(bytes(raw)))
     if len(values) != count:
         raise ValueError(
             f"Shape does not match true shape of 'data' field: {len(values)} elements came, and the shape has "
@@ -72,9 +78,29 @@ def _quick(raw: msgspec.Raw, datatype: str) -> list[Any] | None:
         return None
     try:
         found: list[Any] = decoder.decode(raw)
-    except msgspec.ValidationError:
+    except msgspec.DecodeError:
         return None
     return found
+
+
+def odd_json(text: bytes) -> Any:
+    """What JSON with NaN and infinities has. Raises ValueError, also for a number that is too large."""
+    if b"NaN" not in text and b"Infinity" not in text:
+        raise ValueError("it is not JSON, or has a number that is too large")
+    return json.loads(text, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("it has a number that is too large")
+    return value
+
+
+def numbers_to_json(values: list[Any]) -> bytes:
+    """A list of numbers as JSON, also those that are not finite."""
+    text = msgspec.json.encode(values)
+    return json.dumps(values, separators=(",", ":")).encode() if b"n" in text else text  # null
 
 
 def flat(value: object) -> list[Any]:
@@ -144,7 +170,7 @@ def to_bytes(values: list[Any], datatype: str) -> bytes:
         packed = array(letter or "", values)
     except (OverflowError, struct.error):
         raise ValueError(f"a number does not fit into {datatype}") from None
-    if letter == "f" and not all(map(math.isfinite, packed)):
+    if letter == "f" and not _kept(values, packed):
         raise ValueError(f"a number does not fit into {datatype}")
     if sys.byteorder == "big":
         packed.byteswap()
@@ -163,10 +189,25 @@ def _only(kinds: set[type], allowed: set[type], datatype: str) -> None:
 
 def _brain_floats(values: list[Any]) -> bytes:
     """The upper half of each float32, rounded to even."""
-    words = array("I", array("f", values).tobytes())
-    return array(
-        "H", [(word + 0x7FFF + (word >> 16 & 1)) >> 16 & 0xFFFF for word in words]
-    ).tobytes()
+    packed = array("f", values)
+    halves = array("H")
+    for word in array("I", packed.tobytes()):
+        finite = word & 0x7F800000 != 0x7F800000
+        halves.append((word + (0x7FFF + (word >> 16 & 1) if finite else 0)) >> 16)
+    words = array("I", [half << 16 for half in halves])
+    if not _kept(values, array("f", words.tobytes())):
+        raise OverflowError
+    return halves.tobytes()
+
+
+def _kept(values: list[Any], packed: Sequence[float]) -> bool:
+    """Whether what was finite still is."""
+    if all(map(math.isfinite, packed)):
+        return True
+    return all(
+        math.isfinite(there) or not math.isfinite(value)
+        for value, there in zip(values, packed, strict=True)
+    )
 
 
 def values_of(data: Frame, datatype: str, count: int) -> list[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -43,6 +43,9 @@ class Route(NamedTuple):
     has_tensors: bool = False  # else its body is small
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
 class _Index(msgspec.Struct):
     ready: bool = False
 
@@ -52,9 +55,9 @@ class _Control(msgspec.Struct):
 
 
 class _Register(msgspec.Struct):
-    key: str
-    byte_size: int
-    offset: int = 0
+    key: str | None = None
+    byte_size: _Size | None = None
+    offset: _Size = 0
 
 
 _index = msgspec.json.Decoder(_Index).decode
@@ -159,7 +162,7 @@ class Routes:
         if front.endswith("/versions") and version.isascii() and version.isdecimal():
             name, exchange.version = front[: -len("/versions")], version
         exchange.name = _decoded(name) if "%" in name else name
-        return route if name else None
+        return route if name and "/" not in name else None
 
     def _find_region(self, exchange: Exchange, path: str) -> Route | None:
         for prefix, routes in self._of_regions.items():
@@ -265,6 +268,9 @@ class Routes:
         if not self._shared_memory or not exchange.local:
             raise FrontError(Status.UNIMPLEMENTED, self._whys[exchange.local])
         asked = decoded(_register, exchange.body)
+        for field in ("key", "byte_size"):
+            if getattr(asked, field) is None:
+                raise refused(f"Shared memory register request has no '{field}' field")
         self._service.regions.register(exchange.name, asked.key, asked.offset, asked.byte_size)
         return _EMPTY
 
