@@ -88,5 +88,4 @@ def test_with_tensors_in_json(gateway: Gateway) -> None:
     The zeros are because random ones would be bit patterns, with numbers among them that JSON does not have.
     """
     in_json = ("--input-tensor-format", "json", "--output-tensor-format", "json")
-    in_json += ("--input-data", "zero")
-    measure(gateway, "http", *in_json, requests=5)
+    measure(gateway, "http", *in_json, "--input-data", "zero", requests=5)
