@@ -7,6 +7,7 @@ unlinked before. A client reaches what this process may open: objects of its use
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -167,9 +168,8 @@ class Regions:
         try:
             descriptor = os.open(self._folder / component, flags)
         except OSError as error:
-            raise _bad(
-                f"Unable to open shared memory region: {shown_name(key)} ({error.strerror})"
-            ) from None
+            why = "" if error.errno == errno.ENOENT else f" ({error.strerror})"
+            raise _bad(f"Unable to open shared memory region: {shown_name(key)}{why}") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise _bad(f"Unable to open shared memory region: {shown_name(key)} is not a file")

@@ -171,8 +171,11 @@ async def _cuda_status(call: Call) -> bytes:
 
 async def _cuda_register(call: Call) -> bytes:
     call.caller()
-    await _request(call, "CudaSharedMemoryRegisterRequest")
-    raise FrontError(Status.UNIMPLEMENTED, "CUDA shared memory is not served here")
+    asked = await _request(call, "CudaSharedMemoryRegisterRequest")
+    raise FrontError(
+        Status.UNIMPLEMENTED,
+        f"failed to register CUDA shared memory region: '{asked.name}', GPUs not supported",
+    )
 
 
 async def _cuda_unregister(call: Call) -> bytes:
@@ -182,17 +185,17 @@ async def _cuda_unregister(call: Call) -> bytes:
     return b""
 
 
-# ---------------------------------------------------------------------------------------- settings
+# --------------------------- settings, as of a Triton that was built without tracing and logging
 
 
 async def _trace_setting(call: Call) -> bytes:
     call.caller()
-    raise FrontError(Status.UNIMPLEMENTED, "trace settings are not served here")
+    raise FrontError(Status.UNAVAILABLE, "the server does not support tracing")
 
 
 async def _log_settings(call: Call) -> bytes:
     call.caller()
-    raise FrontError(Status.UNIMPLEMENTED, "log settings are not served here")
+    raise FrontError(Status.UNAVAILABLE, "the server does not support dynamic logging")
 
 
 #: By the name of the RPC.

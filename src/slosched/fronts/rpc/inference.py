@@ -19,8 +19,6 @@ from slosched.transport.codec import Frame
 
 #: Bytes of a request beside its raw contents, which protobuf makes objects of.
 MOST_HEAD_BYTES = 4 * 1024**2
-#: A parameter with this answers each request of a stream with `triton_final_response`.
-_WANTS_FINAL = "triton_enable_empty_final_response"
 _REGION, _OFFSET, _SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
@@ -29,11 +27,6 @@ class Incoming(NamedTuple):
 
     head: Any
     raw: list[memoryview]
-
-    @property
-    def wants_final(self) -> bool:
-        """Whether the answer is to say that it is the last for its request."""
-        return _parameter(self.head.parameters, _WANTS_FINAL) is True
 
 
 class Circumstances(NamedTuple):
@@ -112,7 +105,7 @@ def _inputs(incoming: Incoming, circumstances: Circumstances) -> Iterator[NamedT
                     f"contents field must not be specified when using raw_input_contents for '{name}' "
                     f"for model '{head.model_name}'"
                 )
-            data = content_bytes(name, each.datatype, shape, each.contents)
+            data = content_bytes(name, each.datatype, each.contents)
         elif used < len(raw):
             data = raw[used]
             used += 1
@@ -132,7 +125,9 @@ def _wanted(head: Any, circumstances: Circumstances) -> Iterator[Wanted]:
         )
     for each in head.outputs:
         if _parameter(each.parameters, "classification"):
-            raise _bad(f"output '{each.name}': the classification extension is not served here")
+            raise _bad(
+                f"output '{each.name}': the classification extension is not supported; sort its scores"
+            )
         part = _part(each.parameters, f"output '{each.name}'")
         if part is not None:
             circumstances.regions()

@@ -73,8 +73,7 @@ class RpcFront:
             if self._tls is None:
                 self.port = server.add_insecure_port(address)
             else:
-                pair = (self._tls.key, self._tls.certificate)
-                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                self.port = server.add_secure_port(address, _credentials(self._tls))
         except RuntimeError as error:
             raise InvalidConfig(f"cannot listen on {address} for gRPC: {error}") from None
         self._server = server
@@ -107,6 +106,15 @@ class RpcFront:
         if not answered.in_time:
             call.context.set_trailing_metadata(((IN_TIME, "0"),))
         return answer_bytes(answered)
+
+
+def _credentials(tls: Certificates) -> grpc.ServerCredentials:
+    """Credentials that follow `tls` when it reads its files again; grpc asks at each handshake."""
+
+    def current() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)])
+
+    return grpc.dynamic_ssl_server_credentials(current(), current)
 
 
 def _options(config: GatewayConfig) -> dict[str, int]:

@@ -105,16 +105,17 @@ class Stream:
 
     def _begin(self, data: bytes) -> None:
         self._number += 1
-        number, request_id, wants_final = self._number, "", False
+        number, request_id = self._number, ""
 
         def ended(end: Answered | FrontError) -> None:
-            self._running.pop(number, None)
-            self._answer(end, request_id, wants_final=wants_final)
+            if number in self._running:
+                del self._running[number]
+                self._answer(end, request_id)
 
         self._running[number] = None
         try:
             incoming = parsed(data)
-            request_id, wants_final = incoming.head.id, incoming.wants_final
+            request_id = incoming.head.id
             wanted = asked(incoming, self._circumstances)
             running = self._service.begin(wanted, self._caller, ended)
         except FrontError as error:
@@ -126,16 +127,17 @@ class Stream:
             if number in self._running:  # it may have ended already
                 self._running[number] = running
 
-    def _answer(self, end: Answered | FrontError, request_id: str, *, wants_final: bool) -> None:
-        parameters: dict[str, object] = {_FINAL: True} if wants_final else {}
+    def _answer(self, end: Answered | FrontError, request_id: str) -> None:
         if isinstance(end, FrontError):
-            if end.refusal is not None:
-                parameters |= end.refusal.fields()
             made = StreamResponse(error_message=shown(end.text))
             made.infer_response.id = request_id
-            set_parameters(made.infer_response, parameters)
+            if end.refusal is not None:
+                set_parameters(made.infer_response, end.refusal.fields())
             data: bytes = made.SerializeToString()
         else:
+            # As with Triton each answer says that it is its request's last, wanted or not: only models that
+            # answer a request several times would send an empty one (triton_enable_empty_final_response).
+            parameters: dict[str, object] = {_FINAL: True}
             if not end.in_time:
                 parameters[IN_TIME] = 0
             data = answer_bytes(end, parameters)
