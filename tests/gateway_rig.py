@@ -47,9 +47,11 @@ class Controller(FakeController):
         self.loaded: dict[str, int] = {}
         self.ready = True
         self.fails: dict[str, str] = {}  # names whose load fails, with the reason
-        self.never: set[str] = set()  # names whose load has no answer
         self._ids = 100
         super().__init__(port)
+
+    def __enter__(self) -> Controller:
+        return self
 
     def _send(self, peer: bytes, message: Message) -> None:
         if isinstance(message, ListModelsReply):
@@ -63,8 +65,6 @@ class Controller(FakeController):
         return structs.replace(model_info(self.loaded[name]), name=name, copy=0)
 
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
-        if message.name in self.never:
-            return
         if message.name in self.fails:
             reply = LoadModelReply(message.request_id, 2, self.fails[message.name])
         elif message.name not in self.offers:

@@ -134,11 +134,15 @@ class AsyncClient(Questions):
             self._failed_now = None
         return failed
 
-    def cancel(self, request_id: int) -> None:
-        """Give up a request of `submit`: its answer, if there is one, is not heard any more."""
+    def cancel(self, *request_ids: int) -> None:
+        """Give up requests of `submit`: their answers, if there are some, are not heard any more.
+
+        One that waits for `flush` is never sent.
+        """
         self._check_process()
-        if request_id in self._on_reply:
-            self._cancel(request_id)
+        given_up = [each for each in request_ids if each in self._on_reply]
+        if given_up:
+            self._cancel(*given_up)
 
     async def infer(
         self,

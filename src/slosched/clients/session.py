@@ -320,13 +320,17 @@ class Session:
         # Not now: an error in it must not cost the other effects.
         self._loop.call_soon(tell, text)
 
-    def _cancel(self, request_id: int) -> None:
-        """Its caller gives a request or question up, which may have ended."""
-        self._on_reply.pop(request_id, None)
-        self._inputs.pop(request_id, None)
-        self._futures.pop(request_id, None)
+    def _cancel(self, *request_ids: int) -> None:
+        """Their callers give requests or questions up, which may have ended."""
+        for request_id in request_ids:
+            self._on_reply.pop(request_id, None)
+            self._inputs.pop(request_id, None)
+            self._futures.pop(request_id, None)
         if not self._closed and self._generation == generation():
-            self._do(Cancel(request_id))
+            now = now_ns()
+            for request_id in request_ids:
+                self._brain.handle(Cancel(request_id), now_ns=now)
+            self._step(now)
 
     # ----------------------------------------------------------------------------- receiving
 

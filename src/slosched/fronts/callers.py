@@ -195,7 +195,7 @@ class Callers:
         if scheme.lower() != "bearer" or not token:
             raise FrontError(Status.UNAUTHENTICATED, f"this gateway needs a token: {_REALM}")
         # The digest is looked up, and not the token: how long that takes says nothing about any token.
-        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogatepass")).digest()
         caller = self._by_digest.get(digest)
         if caller is None or not hmac.compare_digest(digest, _digest_of(caller.row)):
             raise FrontError(Status.UNAUTHENTICATED, f"the token is not known: {_REALM}")

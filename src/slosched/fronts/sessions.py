@@ -143,8 +143,7 @@ class Session:
         if self._closed:
             return
         cancelled, self._cancelled = self._cancelled, []
-        for request_id in cancelled:
-            self.client.cancel(request_id)
+        self.client.cancel(*cancelled)
         for request_id in self.client.flush():
             text = f"the controller at {self.address} takes no messages now"
             self._lost(request_id, text)

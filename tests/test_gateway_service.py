@@ -1,0 +1,651 @@
+"""The gateway's service before a controller that answers by the book: inferences, models, versions, callers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway_rig import (
+    Controller,
+    Ends,
+    asked,
+    hellos,
+    loads,
+    run,
+    service,
+    unloads,
+    until,
+)
+from slosched.codes import Code
+from slosched.fronts import models as models_module
+from slosched.fronts.asked import Answered, RegionPart, Wanted
+from slosched.fronts.errors import FrontError, Status
+from slosched.fronts.serving import Serving
+from slosched.messages import CancelRequest, InferRequest
+
+NOT_FOUND = Status.NOT_FOUND
+
+
+async def status_of(work: Any) -> tuple[Status, str]:
+    try:
+        await work
+    except FrontError as error:
+        return error.status, error.text
+    raise AssertionError("it was not refused")
+
+
+def nothing_is_held(serving: Serving) -> bool:
+    quota = serving._quota
+    return (serving.running, quota.rows_now, quota.bytes_now) == (0, 0, 0)
+
+
+# -------------------------------------------------------------------------------- inferences
+
+
+def test_a_batch_is_as_many_requests_and_one_answer() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                for rows in (1, 3):
+                    answer = await ends.of(asked(rows, id="seven"))
+                    assert isinstance(answer, Answered)
+                    assert (answer.model, answer.version, answer.id) == ("toy", "1", "seven")
+                    [output] = answer.outputs
+                    assert (output.datatype, output.shape) == ("FP32", (rows, 2))
+                    assert len(output.data) == 8 * rows and answer.in_time
+                assert len(controller.of(InferRequest)) == 4
+                assert nothing_is_held(serving)
+                stats = (await serving.statistics("toy", ""))["model_stats"][0]
+                assert stats["inference_count"] == 4
+                assert stats["inference_stats"]["success"]["count"] == 2
+
+    run(work())
+
+
+CODES = {
+    Code.TIMED_OUT: Status.UNAVAILABLE,
+    Code.SKIPPED: Status.UNAVAILABLE,
+    Code.COULD_NOT_START_IN_TIME: Status.UNAVAILABLE,
+    Code.CONTROLLER_OVERLOADED: Status.UNAVAILABLE,
+    Code.SHUTTING_DOWN: Status.UNAVAILABLE,
+    Code.CANCELLED: Status.UNAVAILABLE,
+    Code.INVALID_REQUEST: Status.INVALID_ARGUMENT,
+    Code.INVALID_INPUT: Status.INVALID_ARGUMENT,
+    Code.UNKNOWN_MODEL: Status.NOT_FOUND,
+    Code.LIMIT_REACHED: Status.RESOURCE_EXHAUSTED,
+    Code.RUNTIME_ERROR: Status.INTERNAL,
+    Code.PROCESS_ENDED: Status.INTERNAL,
+    Code.MODEL_PROCESS_ENDED: Status.INTERNAL,
+}
+
+
+def test_each_code_of_the_controller_has_its_status_and_a_refusal_its_prediction() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                assert isinstance(await ends.of(asked()), Answered)
+                for code, status in CODES.items():
+                    controller.code, controller.reason = int(code), "because"
+                    error = await ends.of(asked(2))
+                    assert isinstance(error, FrontError)
+                    assert error.status is status and "because" in error.text
+                    assert (error.refusal is not None) == (status is Status.UNAVAILABLE)
+                    if error.refusal is not None:
+                        assert error.refusal.code == code
+                        assert error.refusal.predicted_start_ns == 300_000
+                        assert error.refusal.predicted_exec_ns == 2_600_000
+                        assert error.refusal.time_left_ns == 10**9 - 3_000_000
+                    expired = error.text.startswith("Request timeout expired")
+                    assert expired == (code == Code.TIMED_OUT)
+                assert nothing_is_held(serving)
+                stats = (await serving.statistics("toy", ""))["model_stats"][0]
+                assert stats["inference_stats"]["fail"]["count"] == len(CODES)
+
+    run(work())
+
+
+def test_a_client_that_leaves_cancels_every_row_at_the_controller() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.hold = True
+                running = ends.begin(asked(3))
+                await until(lambda: len(controller.of(InferRequest)) == 4)
+                running.cancel()
+                running.cancel()
+                await until(lambda: len(controller.of(CancelRequest)) == 3)
+                assert len(ends.results) == 1 and nothing_is_held(serving)
+                waiting = asyncio.create_task(serving.infer(asked(), serving.caller("")))
+                await until(lambda: len(controller.of(InferRequest)) == 5)
+                waiting.cancel()
+                await until(lambda: len(controller.of(CancelRequest)) == 4)
+                assert nothing_is_held(serving)
+                text = serving.metrics().decode()
+                assert 'status="cancelled",token=""} 2.0' in text
+
+    run(work())
+
+
+def test_one_that_leaves_at_once_is_never_sent_or_cancelled_and_costs_nothing() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                ends.begin(asked()).cancel()  # its model was not loaded yet
+                await ends.of(asked())
+                ends.begin(asked(4)).cancel()
+                controller.hold = True
+                last = ends.begin(asked(2))
+                await until(lambda: len(controller.of(InferRequest)) >= 3)
+                assert len(controller.of(InferRequest)) == 3
+                last.cancel()
+                assert len(ends.results) == 1 and nothing_is_held(serving)
+
+    run(work())
+
+
+def test_a_controller_that_goes_silent_ends_what_runs_and_refuses_what_comes() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                assert serving.ready()
+                controller.hold = True
+                ends.begin(asked(2))
+                await until(lambda: len(controller.of(InferRequest)) == 3)
+                controller.deaf = True
+                # Silence is counted in ticks of a second; what the client says then is what matters here.
+                serving._house.client._brain.lost = "the controller has been silent for 5s"
+                await until(lambda: len(ends.results) == 2)
+                error = ends.results[1]
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                assert "silent" in error.text and nothing_is_held(serving)
+                late = await ends.of(asked())
+                assert isinstance(late, FrontError) and late.status is Status.UNAVAILABLE
+                assert not serving.ready()
+
+    run(work())
+
+
+def test_a_request_without_an_answer_ends_after_its_slo_and_a_grace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr("slosched.fronts.sessions.GRACE_NS", 0)
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.hold = True
+                error = await ends.of(asked(slo_ns=1_000_000))
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                await until(lambda: controller.of(CancelRequest))
+
+    run(work())
+
+
+def test_an_answer_that_is_late_is_an_answer() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.answer_after_ns = 20_000_000
+                answer = await ends.of(asked(slo_ns=1_000_000))
+                assert isinstance(answer, Answered) and not answer.in_time
+                assert answer.latency_ns > answer.slo_ns == 1_000_000
+                assert 'status="late"' in serving.metrics().decode()
+
+    run(work())
+
+
+def test_a_shell_that_fails_at_an_answer_costs_no_other_its_own() -> None:
+    async def work() -> None:
+        faults: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, fault: faults.append(fault))
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+
+                def broken(result: Any) -> None:
+                    raise ValueError("the shell's own fault")
+
+                serving.begin(asked(), serving.caller(""), broken)
+                ends.begin(asked())
+                await until(lambda: len(ends.results) == 2)
+                assert isinstance(ends.results[1], Answered)
+                assert len(faults) == 1 and nothing_is_held(serving)
+
+    run(work())
+
+
+def test_more_than_is_allowed_in_flight_gets_429_and_the_rest_goes_on() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(
+                controller.address, max_in_flight=3, max_in_flight_bytes=150
+            ) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.hold = True
+                runs = ends.begin(asked(2))
+                for rows in (2, 4):  # too many rows, too many bytes
+                    error = await ends.of(asked(rows))
+                    assert isinstance(error, FrontError)
+                    assert error.status is Status.RESOURCE_EXHAUSTED and error.retry_after_s > 0
+                controller.hold = False
+                assert isinstance(await ends.of(asked(1)), Answered)
+                runs.cancel()
+                assert nothing_is_held(serving)
+
+    run(work())
+
+
+class _Memory:
+    """Regions in which anything may be written, but not in "full"."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[RegionPart, bytes]] = []
+
+    def write(self, part: RegionPart, data: Any) -> None:
+        if part.region == "full":
+            raise FrontError(Status.INVALID_ARGUMENT, "no room")
+        self.written.append((part, bytes(data)))
+
+    def close(self) -> None: ...
+
+
+def test_outputs_go_into_the_regions_where_they_are_wanted() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends, memory = Ends(serving), _Memory()
+                serving.regions.close()
+                serving.regions = memory  # type: ignore[assignment]
+                part = RegionPart("mine", 16, 100)
+                answer = await ends.of(asked(2, wanted=(Wanted("output", part),)))
+                assert isinstance(answer, Answered) and answer.outputs == ()
+                [(tensor, placed)] = answer.in_regions
+                assert tensor.shape == (2, 2) and placed == RegionPart("mine", 16, 16)
+                assert memory.written == [(part, bytes(16))]
+                for part in (RegionPart("mine", 0, 15), RegionPart("full", 0, 16)):
+                    error = await ends.of(asked(2, wanted=(Wanted("output", part),)))
+                    assert isinstance(error, FrontError)
+                    assert error.status is Status.INVALID_ARGUMENT
+
+    run(work())
+
+
+# ------------------------------------------------------------------------------------ models
+
+
+def test_an_unknown_model_and_version_are_told_apart() -> None:
+    async def work() -> None:
+        with Controller(("toy:2", "toy:10", "other")) as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                for name in ("nope", "", "nope:3", "x" * 5000):
+                    error = await ends.of(asked(model=name))
+                    assert isinstance(error, FrontError) and error.status is NOT_FOUND
+                    assert error.text.startswith("Request for unknown model: '")
+                    assert error.text.endswith("is not found") and len(error.text) < 400
+                error = await ends.of(asked(version="3"))
+                assert isinstance(error, FrontError)
+                assert error.text == "Request for unknown model: 'toy' version 3 is not found"
+                for version in ("one", "-1", "0", "01", "1.0", "9" * 50):
+                    error = await ends.of(asked(version=version))
+                    assert isinstance(error, FrontError)
+                    assert error.status is Status.INVALID_ARGUMENT, version
+                error = await ends.of(asked(model="toy:2", version="10"))
+                assert isinstance(error, FrontError) and error.status is Status.INVALID_ARGUMENT
+                assert loads(controller) == []
+                assert await serving.model_ready("toy", "") and await serving.model_ready(
+                    "toy", "2"
+                )
+                assert not await serving.model_ready("toy", "3")
+                assert not await serving.model_ready("nope", "")
+
+    run(work())
+
+
+def test_a_newer_version_takes_over_and_the_old_one_ends_when_nothing_runs_on_it() -> None:
+    async def work() -> None:
+        with Controller(("toy:1",)) as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                first = await ends.of(asked())
+                assert isinstance(first, Answered) and first.version == "1"
+                controller.hold = True
+                running = ends.begin(asked())
+                await until(lambda: len(controller.of(InferRequest)) == 2)
+                controller.hold = False
+                controller.offers = ("toy:1", "toy:2")
+                await until(lambda: serving.models.ready_versions("toy") == ["2"])
+                second = await ends.of(asked())
+                assert isinstance(second, Answered) and second.version == "2"
+                assert unloads(controller) == []  # a request still runs on it
+                running.cancel()
+                await until(lambda: unloads(controller) == ["toy:1"])
+                old = await ends.of(
+                    asked(version="1")
+                )  # asked for by its number, it is loaded beside
+                assert isinstance(old, Answered) and old.version == "1"
+                assert serving.models.ready_versions("toy") == ["1", "2"]
+                again = await ends.of(asked(model="toy:1"))
+                assert isinstance(again, Answered) and again.version == "1"
+                newest = await ends.of(asked())
+                assert isinstance(newest, Answered) and newest.version == "2"
+                assert (await serving.model_metadata("toy", ""))["versions"] == ["1", "2"]
+
+    run(work())
+
+
+def test_a_newer_version_that_fails_leaves_the_old_one_serving() -> None:
+    async def work() -> None:
+        with Controller(("toy:1",)) as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.fails["toy:2"] = "its file is no model"
+                controller.offers = ("toy:1", "toy:2")
+                await until(lambda: "toy:2" in loads(controller))
+                answer = await ends.of(asked())
+                assert isinstance(answer, Answered) and answer.version == "1"
+                rows = await serving.index(ready=False)
+                [failed] = [row for row in rows if row.get("version") == "2"]
+                assert failed["state"] == "UNAVAILABLE" and "no model" in failed["reason"]
+
+    run(work())
+
+
+def test_after_an_unload_requests_load_nothing_until_a_load() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends, who = Ends(serving), serving.caller("")
+                await ends.of(asked())
+                await serving.unload("toy", {}, who)
+                error = await ends.of(asked())
+                assert isinstance(error, FrontError) and error.status is NOT_FOUND
+                assert error.text == "Request for unknown model: 'toy' has no available versions"
+                assert not await serving.model_ready("toy", "")
+                await until(lambda: unloads(controller) == ["toy"])
+                assert {
+                    "name": "toy",
+                    "version": "1",
+                    "state": "UNAVAILABLE",
+                    "reason": "unloaded",
+                } in (await serving.index(ready=False))
+                await serving.load("toy", {}, who)
+                assert isinstance(await ends.of(asked()), Answered)
+                assert [row["name"] for row in await serving.index(ready=True)] == ["toy"]
+                await serving.unload("nope", {}, who)  # as Triton: it is not there afterwards
+                status, text = await status_of(serving.load("nope", {}, who))
+                assert status is Status.INTERNAL
+                assert text == "failed to load 'nope', failed to poll from model repository"
+                status, _ = await status_of(serving.load("toy", {"config": "{}"}, who))
+                assert status is Status.INVALID_ARGUMENT
+                await serving.unload("other", {"unload_dependents": True}, who)
+
+    run(work())
+
+
+def test_in_explicit_mode_load_alone_loads() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(
+                controller.address, model_control="explicit", load=("other",)
+            ) as serving:
+                ends = Ends(serving)
+                error = await ends.of(asked())
+                assert isinstance(error, FrontError)
+                assert error.text == "Request for unknown model: 'toy' is not found"
+                assert not await serving.model_ready("toy", "")
+                await until(lambda: serving.models.ready_versions("other"))
+                await serving.load("toy", {}, serving.caller(""))
+                assert isinstance(await ends.of(asked()), Answered)
+                assert {"name": "toy"} not in await serving.index(ready=False)
+                assert sorted(loads(controller)) == ["other", "toy"]
+
+    run(work())
+
+
+def test_statistics_load_nothing_and_name_what_is_not_there() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                status, text = await status_of(serving.statistics("toy", ""))
+                assert (status, text) == (
+                    Status.INVALID_ARGUMENT,
+                    "requested model 'toy' is not available",
+                )
+                await Ends(serving).of(asked())
+                status, text = await status_of(serving.statistics("toy", "7"))
+                assert text == "requested model version is not available for model 'toy'"
+                assert len((await serving.statistics("", ""))["model_stats"]) == 1
+                assert loads(controller) == ["toy"]
+
+    run(work())
+
+
+def test_a_load_that_fails_is_told_and_not_repeated_for_each_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                controller.fails["toy"] = "it has no forward"
+                for _ in range(20):
+                    error = await ends.of(asked())
+                    assert isinstance(error, FrontError) and error.status is Status.INTERNAL
+                    assert "it has no forward" in error.text
+                assert len(loads(controller)) == 1
+                monkeypatch.setattr(models_module, "FAILED_FOR_NS", 0)
+                del controller.fails["toy"]
+                assert isinstance(await ends.of(asked()), Answered)
+
+    run(work())
+
+
+def test_many_first_requests_share_one_load_and_those_that_leave_do_not_end_it() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await until(serving.ready)
+                controller.answer_after_ns = 100_000_000
+                running = [ends.begin(asked()) for _ in range(8)]
+                await until(lambda: loads(controller) == ["toy"])
+                for each in running[:7]:
+                    each.cancel()
+                await until(lambda: len(ends.results) == 1)
+                assert loads(controller) == ["toy"]
+                assert isinstance(ends.results[0], Answered) and nothing_is_held(serving)
+
+    run(work())
+
+
+def test_no_more_models_than_are_allowed() -> None:
+    async def work() -> None:
+        with Controller(tuple(f"m{i}" for i in range(4))) as controller:
+            async with service(controller.address, max_models=2) as serving:
+                ends = Ends(serving)
+                for name in ("m0", "m1"):
+                    assert isinstance(await ends.of(asked(model=name)), Answered)
+                error = await ends.of(asked(model="m2"))
+                assert isinstance(error, FrontError)
+                assert error.status is Status.RESOURCE_EXHAUSTED and "--max-models" in error.text
+                await serving.unload("m0", {}, serving.caller(""))
+                assert isinstance(await ends.of(asked(model="m2")), Answered)
+
+    run(work())
+
+
+def test_a_model_that_an_operator_unloads_is_loaded_again_by_the_next_request() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.code, controller.reason = 6, "no model has the id 101; load one first"
+                error = await ends.of(asked())
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                controller.code = 0
+                assert isinstance(await ends.of(asked()), Answered)
+                assert loads(controller) == ["toy", "toy"]
+                controller.loaded.clear()  # and one that nobody asks for: the next look finds it out
+                await until(lambda: not serving.models.ready)
+
+    run(work())
+
+
+def test_a_restarted_controller_gets_the_models_again() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.hold = True
+                ends.begin(asked())
+                await until(lambda: len(controller.of(InferRequest)) == 2)
+                controller.hold = False
+                port = controller.port
+                controller.close()
+                with Controller(port=port) as second:
+                    second.incarnation = 8
+                    await until(lambda: len(ends.results) == 2)
+                    error = ends.results[1]
+                    assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                    await until(lambda: loads(second) == ["toy"])
+                    await until(serving.ready)
+                    assert isinstance(await ends.of(asked()), Answered)
+                    assert "slosched_gateway_controller_restarts 1.0" in serving.metrics().decode()
+
+    run(work())
+
+
+def test_before_the_controller_is_there_everything_says_so_and_then_serves() -> None:
+    async def work() -> None:
+        first = Controller()
+        first.close()
+        async with service(first.address) as serving:
+            assert serving.live() and not serving.ready()
+            waiting = asyncio.create_task(serving.infer(asked(), serving.caller("")))
+            await asyncio.sleep(0.05)
+            with Controller(port=first.port):
+                assert (await waiting).version == "1"  # it waits for the first answer for a while
+                await until(serving.ready)
+
+    run(work())
+
+
+def test_without_a_gpu_the_gateway_is_not_ready() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                await until(serving.ready)
+                controller.ready = False
+                await until(lambda: not serving.ready())
+                assert not await serving.model_ready("toy", "")
+
+    run(work())
+
+
+# ----------------------------------------------------------------------------------- callers
+
+
+def tokens(folder: Path) -> str:
+    path = folder / "tokens.toml"
+    path.write_text(
+        '[tokens.fast]\ntoken = "fast-token"\nweight = 2.5\n'
+        '[tokens.slow]\ntoken = "slow-token"\nin_flight = 2\nmodels = ["toy"]\nmanage_models = false\n'
+    )
+    path.chmod(0o600)
+    return str(path)
+
+
+def test_each_token_has_a_session_with_its_name_and_weight_and_its_quota(tmp_path: Path) -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address, tokens=tokens(tmp_path)) as serving:
+                status, _ = await status_of(_caller(serving, ""))
+                assert status is Status.UNAUTHENTICATED
+                fast = serving.callers.caller("Bearer fast-token")
+                slow = serving.callers.caller("Bearer slow-token")
+                assert hellos(controller) in (
+                    [],
+                    [("gateway", 1.0)],
+                )  # each begins with its first request
+                quick, limited = Ends(serving, fast), Ends(serving, slow)
+                assert isinstance(await quick.of(asked()), Answered)
+                assert isinstance(await limited.of(asked()), Answered)
+                assert hellos(controller) == [("fast", 2.5), ("gateway", 1.0), ("slow", 1.0)]
+                controller.hold = True
+                running = [limited.begin(asked()), limited.begin(asked())]
+                error = await limited.of(asked())
+                assert isinstance(error, FrontError) and error.status is Status.RESOURCE_EXHAUSTED
+                assert "token 'slow' is over its quota" in error.text
+                controller.hold = False
+                assert isinstance(await quick.of(asked(4)), Answered)  # others go on
+                for each in running:
+                    each.cancel()
+                error = await limited.of(asked(model="other"))
+                assert isinstance(error, FrontError) and error.status is Status.PERMISSION_DENIED
+                status, _ = await status_of(serving.unload("toy", {}, slow))
+                assert status is Status.PERMISSION_DENIED
+                assert "other" not in loads(controller) and nothing_is_held(serving)
+                text = serving.metrics().decode()
+                assert 'model="toy",status="ok",token="fast"} 2.0' in text
+
+    run(work())
+
+
+def test_a_token_that_is_gone_after_a_reload_is_no_more_and_its_session_ends(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            path = Path(tokens(tmp_path))
+            async with service(controller.address, tokens=str(path)) as serving:
+                fast = serving.callers.caller("Bearer fast-token")
+                ends = Ends(serving, fast)
+                assert isinstance(await ends.of(asked()), Answered)
+                path.write_text('[tokens.other]\ntoken = "other-token"\n')
+                serving.read_tokens_again()
+                status, _ = await status_of(_caller(serving, "Bearer fast-token"))
+                assert status is Status.UNAUTHENTICATED
+                error = await ends.of(asked())  # a shell that remembered the caller
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+
+    run(work())
+
+
+async def _caller(serving: Serving, authorization: str) -> None:
+    serving.caller(authorization)
+
+
+def test_a_service_that_is_stopped_takes_nothing_more_and_ends_what_runs() -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                await ends.of(asked())
+                controller.hold = True
+                ends.begin(asked(2))
+                serving.draining = True
+                error = await ends.of(asked())
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                assert not serving.ready() and serving.running == 1
+            assert len(ends.results) == 3 and nothing_is_held(serving)
+
+    run(work())
