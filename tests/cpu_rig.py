@@ -30,10 +30,15 @@ Array = Any
 class CpuRig:
     """A backend that offers `models`. A context manager; nothing of it stays."""
 
-    def __init__(self, models: Sequence[ModelSource], *, silent_ns: int = SILENT_NS) -> None:
-        self.backend = CpuBackend(
-            WorkerConfig(device="cpu", models=tuple(models)), silent_ns=silent_ns
-        )
+    def __init__(
+        self,
+        models: Sequence[ModelSource],
+        *,
+        silent_ns: int = SILENT_NS,
+        repository: str = "",
+    ) -> None:
+        config = WorkerConfig(device="cpu", models=tuple(models), repository=repository)
+        self.backend = CpuBackend(config, silent_ns=silent_ns)
         self.device = self.backend.devices[0]
         self.lost: list[WeightsLost] = []
         self.said: list[str] = []
