@@ -98,24 +98,14 @@ def test_perf_analyzer(gateway: Gateway, folder: Path, kind: Kind) -> None:
     """Its `-H` is HTTP's alone, so that by gRPC it can give no token: it is refused, and says so."""
     perf_analyzer_rig.needed()
     trusted = str(folder / "server.crt")
-    words = ("--request-count", "10")
+    words = ["--request-count", "10"]
     if kind is HTTP:
-        words += (
-            "--ssl-https-ca-certificates-file",
-            trusted,
-            "-H",
-            f"authorization:Bearer {TOKEN}",
-        )
-        words += ("-H", "slosched-slo:10s")
+        words += ["--ssl-https-ca-certificates-file", trusted]
+        words += ["-H", f"authorization:Bearer {TOKEN}", "-H", "slosched-slo:10s"]
         report = perf_analyzer_rig.analyze(MODEL, f"https://{gateway.http}", *words)
         assert report.code == 0 and report.throughput > 0, report.text
     else:
-        words += (
-            "-i",
-            "grpc",
-            "--ssl-grpc-use-ssl",
-            "--ssl-grpc-root-certifications-file",
-            trusted,
-        )
+        words += ["-i", "grpc", "--ssl-grpc-use-ssl"]
+        words += ["--ssl-grpc-root-certifications-file", trusted]
         report = perf_analyzer_rig.analyze(MODEL, gateway.grpc, *words)
         assert report.code != 0 and "oken" in report.text, report.text
