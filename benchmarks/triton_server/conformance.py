@@ -27,7 +27,7 @@ import triton_models
 from google.protobuf.json_format import MessageToDict
 from raw_http import HttpAnswer, exchange, json_of
 from triton_process import DEFAULT_CACHE, VERSION, serving
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from slosched import clock
 from slosched.errors import SloschedError
@@ -45,6 +45,10 @@ _NUMBERS = frozenset(
     ("ns", "count", "last_inference", "inference_count", "execution_count", "batch_size")
 )
 
+#: What an entry of the repository's index has.
+_INDEX = {"name", "version", "state", "reason"}
+_WAIT_NS, _MOST_WAITS = NS_PER_S // 20, 100
+
 Answer = dict[str, Any]
 
 
@@ -56,6 +60,7 @@ def ask(http_port: int, grpc_port: int) -> dict[str, Answer]:
             found[f"http: {case.name}"] = _http(exchange(http_port, case.data, head=case.head))
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        _settled(stub)
         for each in rpc_cases.cases():
             with _occupied(http_port) if each.occupied else contextlib.nullcontext():
                 found[f"grpc: {each.name}"] = _rpc(stub, each)
@@ -92,6 +97,8 @@ def _http(answer: HttpAnswer) -> Answer:
     document = json_of(body[:size])
     if isinstance(document, dict) and set(document) == {"error"}:
         return {"status": answer.status, "error": document["error"]}
+    if not body:
+        return {"status": answer.status, "text": ""}
     if document is None:
         return found | {"text": body.decode("latin-1")}
     if size < len(body):
@@ -122,8 +129,35 @@ def _steady(document: Any) -> Any:
             for key, value in document.items()
         }
     if isinstance(document, list):
-        return [_steady(each) for each in document]
+        return [_steady(each) for each in document if not _is_other_model(each)]
     return document
+
+
+def _is_other_model(entry: Any) -> bool:
+    """An entry of an index for a model that is not asked about: slosched's worker offers its zoo, too."""
+    if not isinstance(entry, dict) or not {"name"} <= entry.keys() <= _INDEX:
+        return False
+    return entry["name"] not in {each.name for each in triton_models.MODELS}
+
+
+def _settled(stub: Any) -> None:
+    """Wait until no model is being unloaded any more."""
+    for _ in range(_MOST_WAITS):
+        models = stub.RepositoryIndex(
+            service_pb2.RepositoryIndexRequest(), timeout=_WITHIN_S
+        ).models
+        if not any(each.state == "UNLOADING" for each in models):
+            return
+        clock.sleep_ns(_WAIT_NS)
+
+
+def is_ready(http_port: int, name: str) -> bool:
+    """Whether the server says that the model is ready."""
+    path = f"/v2/models/{name}/ready"
+    try:
+        return exchange(http_port, http_cases.get(path)).status == 200
+    except OSError:
+        return False
 
 
 def differences(ours: Mapping[str, Answer], theirs: Mapping[str, Answer]) -> dict[str, Answer]:
@@ -131,13 +165,18 @@ def differences(ours: Mapping[str, Answer], theirs: Mapping[str, Answer]) -> dic
     found = {}
     for name, their in theirs.items():
         our = ours.get(name, {})
-        keys = [key for key in (*their, *our) if their.get(key) != our.get(key)]
+        keys = [key for key in (*their, *our) if _text(their.get(key)) != _text(our.get(key))]
         if keys:
             found[name] = {
                 "triton": {key: their[key] for key in their if key in keys},
                 "slosched": {key: our[key] for key in our if key in keys},
             }
     return found
+
+
+def _text(value: Any) -> str:
+    """The value as JSON, in which one NaN equals another."""
+    return json.dumps(value, sort_keys=True)
 
 
 def read_golden(path: Path) -> dict[str, Answer]:

@@ -19,7 +19,7 @@ PAIR = "/v2/models/pair/infer"
 
 @dataclass(frozen=True)
 class HttpCase:
-    """One request. `occupied`: the model `slow` is busy for a fifth of a second when it comes."""
+    """One request. `occupied`: the model `slow` is busy for a tenth of a second when it comes."""
 
     name: str
     data: bytes
@@ -209,8 +209,8 @@ def _inputs() -> Iterator[tuple[str, bytes]]:
     yield "infer: too many dimensions", infer(left(shape=[1, 2, 2]), RIGHT)
     yield "infer: no batch dimension", infer(left(shape=[4]), right(shape=[4]))
     yield (
-        "infer: batch of 5",
-        infer(left(shape=[5, 4], data=[1] * 20), right(shape=[5, 4], data=[1] * 20)),
+        "infer: batch of 17",
+        infer(left(shape=[17, 4], data=[1] * 68), right(shape=[17, 4], data=[1] * 68)),
     )
     yield "infer: batch of 0", infer(left(shape=[0, 4], data=[]), right(shape=[0, 4], data=[]))
     yield "infer: batches differ", infer(left(shape=[2, 4], data=[1] * 8), RIGHT)

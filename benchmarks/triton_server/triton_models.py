@@ -1,6 +1,6 @@
 """The models that Triton and slosched are asked about in conformance.py: the same, for each of the two.
 
-`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for a fifth of
+`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for a tenth of
 a second, and `spare` is in the repository but not loaded.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from triton_process import Model
 
-SLOW_S = 0.2
+SLOW_S = 0.1
 
 _PAIR = """
 import numpy as np
@@ -30,7 +30,7 @@ class TritonPythonModel:
 _PAIR_CONFIG = """
 name: "NAME"
 backend: "python"
-max_batch_size: 4
+max_batch_size: 16
 input [ { name: "left" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "right" data_type: TYPE_INT32 dims: [ 4 ] } ]
 output [
   { name: "sum" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "difference" data_type: TYPE_FP32 dims: [ 4 ] }
@@ -57,7 +57,7 @@ class TritonPythonModel:
 _SHOUT_CONFIG = """
 name: "shout"
 backend: "python"
-max_batch_size: 4
+max_batch_size: 16
 input [ { name: "texts" data_type: TYPE_STRING dims: [ 2 ] } ]
 output [ { name: "loud" data_type: TYPE_STRING dims: [ 2 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
