@@ -11,14 +11,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from slosched.faasm.coldstart import ladder, summary
+from slosched.faasm.coldstart import fill, ladder, summary
 from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame_processes import below
 from slosched.faasm.frame_run import Order, report_again, run_experiment
 from slosched.faasm.inference import network, wire
 from slosched.faasm.inference.options import LatencyOptions, ThroughputOptions
 from slosched.faasm.inference.plan import Plan
-from slosched.faasm.inference.process import InstanceFailed
+from slosched.faasm.inference.process import InstanceFailed, InstanceProcess
 from slosched.faasm.inference.requests import read_outcomes
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -73,6 +73,55 @@ def test_what_fits_is_bounded_by_the_memory_that_is_scarcer() -> None:
     assert memory.record()["fit"] == 20
 
 
+def test_instances_are_tried_until_the_bound_and_each_answers_rightly(plan: Plan) -> None:
+    found = fill.processes(plan, 3)
+    assert (found["held"], found["right"], found["stopped_by"]) == (3, 3, fill.BOUND)
+    nothing = fill.processes(None, 4)
+    assert (nothing["held"], nothing["right"]) == (4, 4)
+    with ladder.instance(plan) as process:
+        forked = fill.forks(process, 20)
+        assert (forked["held"], forked["right"], forked["stopped_by"]) == (20, 20, fill.BOUND)
+    assert not below([process.pid])
+    assert not [each for each in below([os.getpid()]) if not each.ended]
+
+
+def test_the_trial_ends_before_memory_does(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first instance takes less than the 3 GB that are there beside those left alone; then 10 MB are free.
+    free = iter([4 * 10**9, 4 * 10**9])
+    monkeypatch.setattr(ladder, "available_bytes", lambda: next(free, 10**9 + 10**7))
+    found = fill.processes(plan, 50)
+    assert (found["held"], found["right"], found["stopped_by"]) == (1, 1, fill.HOST)
+    monkeypatch.setattr(ladder, "available_bytes", lambda: 10**8)
+    with ladder.instance(plan) as process:
+        assert fill.forks(process, 50)["held"] == 0
+
+
+def test_an_instance_that_does_not_start_ends_the_trial(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+
+    class Failing(InstanceProcess):
+        def ready(self) -> wire.Ready:
+            begun.append(self)
+            if len(begun) > 2:
+                raise InstanceFailed("no memory on the card")
+            return super().ready()
+
+    monkeypatch.setattr(fill, "InstanceProcess", Failing)
+    found = fill.processes(None, 40)
+    assert found["held"] <= 2 and "no memory on the card" in found["stopped_by"]
+    assert not [each for each in below([os.getpid()]) if not each.ended]
+
+
+def test_room_is_that_of_the_scarcer_memory() -> None:
+    room = fill.Room(host=100, gpu=30)
+    assert room.fits(8, 10.0, 10.0) == (3, fill.GPU)
+    assert room.fits(8, 50.0, 1.0) == (2, fill.HOST)
+    assert room.fits(8, 10.0, 1.0) == (8, "")
+    assert fill.Room(host=-5).fits(8, 10.0, 10.0) == (0, fill.HOST)
+
+
 def test_the_published_table_is_the_paper_s() -> None:
     assert [(each["start"], each["init_ms"], each["capacity"]) for each in summary.PUBLISHED] == [
         ("Docker", 2800.0, 8_000),
@@ -85,7 +134,7 @@ def test_the_published_table_is_the_paper_s() -> None:
 
 
 def test_coldstart_measures_every_rung_and_draws_it(tmp_path: Path) -> None:
-    options = ColdstartOptions(size="micro", repeats=2, instances=2)
+    options = ColdstartOptions(size="micro", repeats=2, instances=2, fill=2)
     order = Order(experiment="coldstart", options=options, scale="quick", out=tmp_path / "out")
     frame = run_experiment(order, say=_nothing, show=_nothing)
     rows = {
@@ -101,6 +150,11 @@ def test_coldstart_measures_every_rung_and_draws_it(tmp_path: Path) -> None:
         "fork",
     }
     assert ("MobileNet", "L4", "call, reset=reload") in rows
+    tried = [each for each in frame.records() if each.get("kind") == "fill"]
+    assert [(each["held"], each["right"]) for each in tried] == [(2, 2), (16, 16), (2, 2), (16, 16)]
+    assert all(each["peak_pss_mb"] > 0 for each in tried)
+    fit = (tmp_path / "out" / "tables" / "fit.tsv").read_text().splitlines()
+    assert len(fit) == 5 and "computed" in fit[0]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "Proto-Faaslet" in page
     assert "No container was started" in page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -336,6 +336,40 @@ def test_answers_that_differ_between_systems_are_seen() -> None:
     [_, third] = claims.answers([record("slosched", same), record("dask", other)])
     assert (third["same_classes"], third["same_bits"], third["compared"]) == (0, 0, 1)
     assert first["compared_with"] == "slosched"
+
+
+def test_answers_are_held_to_the_truth_and_those_of_another_picture_are_wrong() -> None:
+    likeliest = [0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.0]
+    truths = [likeliest, likeliest[::-1]]
+    right = ((0, 1, 2, 3, 4), (0.3, 0.2, 0.15, 0.1, 0.05))
+    turned = ((1, 0, 2, 3, 4), right[1])
+    sixth = ((0, 1, 2, 3, 5), (0.3, 0.2, 0.15, 0.1, 0.02))
+    nothing = ((0, 1, 2, 3, 4), (0.3, 0.2, 0.15, 0.1, float("nan")))
+
+    def answered(top: Sequence[int], scores: Sequence[float]) -> Outcome:
+        made = outcome(0, 1)
+        object.__setattr__(made, "top", top)
+        object.__setattr__(made, "scores", scores)
+        return made
+
+    assert measures.compared([answered(*right)], truths) == {"wrong": 0, "largest_error": 0.0}
+    near = tuple(each * 1.00001 for each in right[1])
+    assert measures.compared([answered(right[0], near)], truths)["wrong"] == 0
+    for wrong in (
+        turned,
+        sixth,
+        nothing,
+        ((0, 1, 2), (0.3, 0.2, 0.15)),
+        ((0, 0, 2, 3, 4), right[1]),
+    ):
+        assert measures.compared([answered(*wrong)], truths)["wrong"] == 1, wrong
+    assert measures.compared([answered(*right)], truths[::-1])["wrong"] == 1
+    refused = outcome(0, 1, status="refused")
+    assert measures.compared([refused], truths) == {"wrong": 0, "largest_error": 0.0}
+    loaded = Loaded(begin_ns=0, duration_ns=NS_PER_S, outcomes=(answered(*right), answered(*sixth)))
+    found = {**measures.record(loaded, truths), "system": "loop"}
+    [row] = claims.answers([found])
+    assert (row["answers"], row["wrong"]) == (2, 1)
 
 
 def test_the_claims_are_ratios_of_capacities_and_tails() -> None:

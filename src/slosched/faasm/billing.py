@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self
 
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
+from slosched.faasm.billing_gpu import BY_CARD, BY_PROCESS, GpuMemory, Used
 from slosched.faasm.billing_host import Host, log_lines
 from slosched.faasm.frame_processes import Process, Tree, command_of, memory_of, read_process
 from slosched.output_files import new_file
@@ -60,7 +61,8 @@ class Bill:
     """The end of a Billing. `wall_ns` is the time between its begin and its end.
 
     `most_processes` is the highest number at a time. `cpu_ns` includes processes that ended between samples, as
-    far as their parents waited for them. `gpu_*` are 0 without GPUs; they are the cards' totals.
+    far as their parents waited for them. `gpu_*` are 0 without GPUs; `gpu_by` says whether they are the
+    processes' own memory ("process"), or what the cards had more in use than at the begin ("card").
     """
 
     wall_ns: int
@@ -73,6 +75,7 @@ class Bill:
     pss_byte_ns: int
     gpu_peak_bytes: int
     gpu_byte_ns: int
+    gpu_by: str = ""
 
     @property
     def gb_s_paper(self) -> float:
@@ -87,6 +90,30 @@ class Bill:
     def gb_s_integral(self) -> float:
         return self.pss_byte_ns / _GB / NS_PER_S
 
+    @property
+    def gpu_gb_s_peak(self) -> float:
+        """The highest total of the GPUs' memory x time."""
+        return self.gpu_peak_bytes * self.wall_ns / _GB / NS_PER_S
+
+    @property
+    def gpu_gb_s_integral(self) -> float:
+        return self.gpu_byte_ns / _GB / NS_PER_S
+
+
+@dataclass
+class _GpuBill:
+    """What is summed of the GPUs' memory, for one way of telling it apart."""
+
+    peak_bytes: int = 0
+    byte_ns: int = 0
+    before: int = 0
+
+    def add(self, used: int, gone_ns: int) -> None:
+        """Take a sample; `gone_ns` after the one before, 0 for the first."""
+        self.byte_ns += (self.before + used) * gone_ns // 2
+        self.peak_bytes = max(self.peak_bytes, used)
+        self.before = used
+
 
 class Billing:
     """Samples in a thread from `__enter__` to `__exit__`.
@@ -95,7 +122,8 @@ class Billing:
     default those below this process. `own`: this process, too. Samples begin close together and end
     `every_s` apart, or more where one costs more than a twentieth of that. `files`: a path without suffix, to
     which each sample is written (.tsv), and with `host` the host's billing log (.host.log). `gpus`: UUIDs of
-    cards whose used memory is read. The end raises SloschedError if nothing could be sampled.
+    cards whose memory is billed (billing_gpu.py), of which `gpu_idle_bytes` were in use before the run; by
+    default what is in use when the bill begins. The end raises SloschedError if nothing could be sampled.
     """
 
     def __init__(
@@ -106,6 +134,7 @@ class Billing:
         every_s: float = 0.25,
         host: bool = True,
         gpus: Sequence[str] = (),
+        gpu_idle_bytes: int | None = None,
         files: Path | None = None,
     ) -> None:
         if not 0.005 <= every_s <= 60:
@@ -117,7 +146,7 @@ class Billing:
         self._samples_file: BinaryIO | None = None
         self._host_file: BinaryIO | None = None
         self._lines = 0
-        self._gpus = [_card(uuid) for uuid in gpus]
+        self._gpus = GpuMemory(gpus)  # let go when the block ends
         self.processes: dict[tuple[int, int], ProcessBill] = {}
         self.bill: Bill | None = None
         self._stop = threading.Event()
@@ -125,8 +154,9 @@ class Billing:
         self._thread = threading.Thread(target=self._run, name="slosched billing", daemon=True)
         self._samples = self._most = 0
         self._peak_pss = self._peak_rss = self._pss_byte_ns = 0
-        self._gpu_peak = self._gpu_byte_ns = 0
-        self._total_before = self._gpu_before = 0
+        self._gpu_by_process, self._gpu_by_card = _GpuBill(), _GpuBill()
+        self._gpu_idle_bytes, self._gpu_named = gpu_idle_bytes, False
+        self._total_before = 0
         self._before_ns = self._host_ns = self._began_ns = 0
         self._cpu_began_ns = self._cpu_ns = 0
         self._cpu_first: dict[tuple[int, int], int] = {}  # of processes that were there before
@@ -135,6 +165,7 @@ class Billing:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
+            opened.callback(self._gpus.close)
             if self._files is not None:
                 self._samples_file = opened.enter_context(new_file(self._beside(_SAMPLES_SUFFIX)))
                 self._samples_file.write(("\t".join(_COLUMNS) + "\n").encode())
@@ -145,6 +176,9 @@ class Billing:
             there = self._billed()
             self._cpu_began_ns = self._cpu_now_ns(there)
             self._cpu_first = {each.identity: each.cpu_ns for each in there}
+            if self._gpus and self._gpu_idle_bytes is None:
+                at_first = self._gpus.used([each.pid for each in there])
+                self._gpu_idle_bytes = at_first.by_card - (at_first.by_process or 0)
             self._opened = opened.pop_all()
         self._thread.start()
         return self
@@ -165,6 +199,7 @@ class Billing:
             self._problem = "a sample did not end"
         self._guarded()
         ended_ns = now_ns()
+        gpu = self._gpu_by_process if self._gpu_named else self._gpu_by_card
         self.bill = Bill(
             wall_ns=ended_ns - self._began_ns,
             samples=self._samples,
@@ -174,8 +209,9 @@ class Billing:
             largest_pss_bytes=max((p.peak_pss_bytes for p in self.processes.values()), default=0),
             cpu_ns=self._cpu_ns,
             pss_byte_ns=self._pss_byte_ns,
-            gpu_peak_bytes=self._gpu_peak,
-            gpu_byte_ns=self._gpu_byte_ns,
+            gpu_peak_bytes=gpu.peak_bytes,
+            gpu_byte_ns=gpu.byte_ns,
+            gpu_by=(BY_PROCESS if self._gpu_named else BY_CARD) if self._gpus else "",
         )
         self._opened.__exit__(kind, error, traceback)
         if kind is None and self._problem:
@@ -199,8 +235,12 @@ class Billing:
             "bill_samples": bill.samples,
         }
         if self._gpus:
-            fields["gpu_peak_mb"] = bill.gpu_peak_bytes / 1e6
-            fields["gpu_gb_s_integral"] = bill.gpu_byte_ns / _GB / NS_PER_S
+            fields |= {
+                "gpu_peak_mb": bill.gpu_peak_bytes / 1e6,
+                "gpu_gb_s_peak": bill.gpu_gb_s_peak,
+                "gpu_gb_s_integral": bill.gpu_gb_s_integral,
+                "gpu_by": bill.gpu_by,
+            }
         if self._files is not None:
             fields["billing"] = self._files.name
         return fields
@@ -285,21 +325,22 @@ class Billing:
                 f"{t_s:.3f}\t{process.pid}\t{memory.pss_bytes}\t{memory.rss_bytes}\t"
                 f"{entry.cpu_ns / NS_PER_S:.2f}\t{entry.command}\n"
             )
-        self._add(at_ns, total_pss, total_rss, count)
+        pids = {each.pid for each in billed if not each.ended}
+        self._add(at_ns, total_pss, total_rss, count, self._gpus.used(pids) if self._gpus else None)
         self._write(at_ns, lines)
 
-    def _add(self, at_ns: int, pss: int, rss: int, count: int) -> None:
+    def _add(self, at_ns: int, pss: int, rss: int, count: int, gpu: Used | None) -> None:
         """Take the totals of a sample: the memory between two samples is their mean."""
-        gpu = sum(max(0, card.sample().memory_used_bytes) for card in self._gpus)
-        if self._samples:
-            gone_ns = at_ns - self._before_ns
-            self._pss_byte_ns += (self._total_before + pss) * gone_ns // 2
-            self._gpu_byte_ns += (self._gpu_before + gpu) * gone_ns // 2
-        self._before_ns, self._total_before, self._gpu_before = at_ns, pss, gpu
+        gone_ns = at_ns - self._before_ns if self._samples else 0
+        self._pss_byte_ns += (self._total_before + pss) * gone_ns // 2
+        if gpu is not None:
+            self._gpu_named |= gpu.by_process is not None
+            self._gpu_by_process.add(gpu.by_process or 0, gone_ns)
+            self._gpu_by_card.add(max(0, gpu.by_card - (self._gpu_idle_bytes or 0)), gone_ns)
+        self._before_ns, self._total_before = at_ns, pss
         self._samples += 1
         self._most = max(self._most, count)
         self._peak_pss, self._peak_rss = max(self._peak_pss, pss), max(self._peak_rss, rss)
-        self._gpu_peak = max(self._gpu_peak, gpu)
 
     def _write(self, at_ns: int, lines: list[str]) -> None:
         if self._samples_file is not None and self._lines < _MOST_LINES:
@@ -310,15 +351,6 @@ class Billing:
         ):
             self._host_ns = at_ns
             self._host_file.write(log_lines(at_ns, self._host.read()).encode())
-
-
-def _card(uuid: str) -> Any:
-    from slosched.daemon.backends.nvml import Nvml
-
-    card = Nvml(uuid=uuid)
-    if card.problem:
-        raise InvalidConfig(f"GPU {uuid}: {card.problem}")
-    return card
 
 
 def host_log_name() -> str:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from typing import Any
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig
 from slosched.faasm.billing import Billing
+from slosched.faasm.billing_gpu import GpuMemory, uuids_here
 from slosched.faasm.frame_leaks import LeakCheck
 from slosched.faasm.frame_results import RESULTS, Record, append_cell, read_results
 from slosched.faasm.frame_tables import table_text, tsv_text
@@ -114,6 +115,8 @@ class Frame:
         self._expected = 0
         self._made, self._made_ns = 0, 0
         self._namespaces = 0
+        self._gpus: tuple[str, ...] = ()
+        self._gpu_idle_bytes = 0
         self.tables: list[Table] = []
         self.figures: list[Path] = []
 
@@ -272,8 +275,23 @@ class Frame:
         self._namespaces += 1
         return f"{self.namespace}-{self._namespaces}"
 
+    def bill_gpus(self) -> None:
+        """Have all bills from now on have the memory of the GPUs that CUDA shows, if there are any.
+
+        To be called before the experiment uses one.
+        """
+        if not self.measures:
+            return
+        self._gpus = uuids_here()
+        with closing(GpuMemory(self._gpus)) as cards:
+            self._gpu_idle_bytes = cards.used(()).by_card
+        if not self._gpus:
+            self.say("memory of GPUs is not billed: neither CUDA nor NVML shows one here")
+
     def bill(self, **options: Any) -> Billing:
         """Samples of what the run's processes use, for `with`; see billing.Billing. Files go to billing/."""
+        if self._gpus:
+            options = {"gpus": self._gpus, "gpu_idle_bytes": self._gpu_idle_bytes, **options}
         key = self._open.key if self._open is not None else "run"
         folder = self.directory / _BILLING
         make_folder(folder)

@@ -132,6 +132,27 @@ class Nvml:
             gpu_id=self.gpu_id, name=self.name, uuid=self.uuid, driver=self.driver, **known
         )
 
+    def memory_used_bytes(self) -> int:
+        """What is in use on the card, by all processes; -1 where it does not answer. One call."""
+        nvml = self._nvml
+        memory = None if nvml is None else self._known("memory", nvml.nvmlDeviceGetMemoryInfo)
+        return -1 if memory is None else int(memory.used)
+
+    def processes(self) -> dict[int, int]:
+        """Bytes of the card's memory by process id, of those with a context on it, as the driver numbers them.
+
+        A process whose memory the driver does not tell is left out. Empty where the card does not answer.
+        """
+        nvml = self._nvml
+        if nvml is None:
+            return {}
+        found = self._known("processes", nvml.nvmlDeviceGetComputeRunningProcesses) or ()
+        return {
+            int(each.pid): int(each.usedGpuMemory)
+            for each in found
+            if each.pid and each.usedGpuMemory
+        }
+
     def power(self, at_ns: int, *, counter: bool) -> PowerSample:
         """The power now and what goes with it; -1 is what the card does not answer.
 

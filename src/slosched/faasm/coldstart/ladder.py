@@ -105,14 +105,14 @@ def memory_of_processes(plan: Plan | None, count: int) -> Memory:
     room = available_bytes()
     with ExitStack() as opened:
         first = opened.enter_context(instance(plan))
-        alone = _pss([first.pid])
+        alone = pss_of([first.pid])
         before, total = _gpu(first, plan)
         others = [opened.enter_context(instance(plan)) for _ in range(count - 1)]
         pids = [first.pid, *(each.pid for each in others)]
         after, _ = _gpu(first, plan)
         gpu = None if plan is None or plan.device != "cuda" else (after - before) / (count - 1)
         return Memory(
-            pss_bytes=(_pss(pids) - alone) / (count - 1),
+            pss_bytes=(pss_of(pids) - alone) / (count - 1),
             rss_bytes=_rss(pids) / count,
             gpu_bytes=gpu,
             room_bytes=room,
@@ -125,9 +125,9 @@ def memory_of_forks(process: InstanceProcess, count: int) -> Memory:
     count = max(2, count)
     room = available_bytes()
     held = process.ask(wire.Hold(1), wire.Held)
-    alone = _pss([process.pid, *held.pids])
+    alone = pss_of([process.pid, *held.pids])
     held = process.ask(wire.Hold(count), wire.Held)
-    together = _pss([process.pid, *held.pids])
+    together = pss_of([process.pid, *held.pids])
     rss = _rss(held.pids) / count
     process.ask(wire.Measure("L0", 0), wire.Measured)  # they end
     return Memory(
@@ -142,7 +142,8 @@ def _gpu(process: InstanceProcess, plan: Plan | None) -> tuple[int, int]:
     return weighed.gpu_used_bytes, weighed.gpu_total_bytes
 
 
-def _pss(pids: Sequence[int]) -> int:
+def pss_of(pids: Sequence[int]) -> int:
+    """PSS of all these processes, in bytes. Raises SloschedError if one is gone."""
     return sum(_memory(pid)[0] for pid in pids)
 
 

@@ -48,6 +48,14 @@ class ColdstartOptions:
             help="Instances at a time, whose memory is measured. Default 4 at scale quick, 16 at published."
         ),
     ] = 0
+    fill: Annotated[
+        int,
+        Meta(ge=0, le=1000),
+        Option(
+            help="The most instances that are started at a time to try how many fit; fewer where memory is "
+            "short. Forks: 8 times as many. Default 8 at scale quick, 64 at published."
+        ),
+    ] = 0
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1), Option(help="Seed of weights and pictures.")] = 7
 
     def __post_init__(self) -> None:
@@ -60,4 +68,5 @@ class ColdstartOptions:
             self,
             repeats=self.repeats or (5 if quick else 50),
             instances=self.instances or (4 if quick else 16),
+            fill=self.fill or (8 if quick else 64),
         )

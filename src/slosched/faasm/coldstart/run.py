@@ -11,9 +11,10 @@ from typing import Any
 
 from slosched.clock import now_ns
 from slosched.engines import Engine
-from slosched.faasm.coldstart import ladder, summary
+from slosched.faasm.coldstart import fill, ladder, summary
 from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame import Frame
+from slosched.faasm.gpu_worker import gpu_words
 from slosched.faasm.inference import functions
 from slosched.faasm.inference.campaign import planned
 from slosched.faasm.inference.options import ThroughputOptions
@@ -23,6 +24,10 @@ Options = ColdstartOptions
 #: What is started, without and with a network.
 NOTHING, NETWORK = "no-op", "MobileNet"
 _WITHIN_S = 120.0
+#: The kind of the records of what was tried.
+FILL = summary.FILL
+#: A fork takes less memory than a process, so that more are tried.
+FORKS_FOR_ONE = 8
 _WARM_CALLS = 3
 
 
@@ -30,7 +35,9 @@ def run(options: ColdstartOptions, frame: Frame) -> None:
     """Measure each rung, without a network and with one. Raises MissingPackage without torch."""
     options = options.at_scale(frame.scale)
     on_gpu = options.device == "cuda"
-    frame.expect(6 if on_gpu else 7)
+    frame.expect(9 if on_gpu else 11)
+    if on_gpu:
+        frame.bill_gpus()
     asked = ThroughputOptions(
         size=options.size, network=options.network, device=options.device, seed=options.seed
     )
@@ -38,8 +45,10 @@ def run(options: ColdstartOptions, frame: Frame) -> None:
         for what, each in ((NOTHING, None), (NETWORK, plan)):
             _processes(options, frame, what, each)
             _live(options, frame, what, each)
+            _fill(options, frame, what, each)
             if not on_gpu or each is None:
                 _forks(options, frame, what, each)
+                _fill_forks(options, frame, what, each)
         _calls(options, frame, plan)
 
 
@@ -92,6 +101,26 @@ def _forks(options: ColdstartOptions, frame: Frame, what: str, plan: Plan | None
             cell.row(_record(options, what, "fork", "fork of a template", found | memory.record()))
 
 
+def _fill(options: ColdstartOptions, frame: Frame, what: str, plan: Plan | None) -> None:
+    """How many processes fit, tried."""
+    with frame.cell(f"{what} L4 fill") as cell:
+        if cell:
+            with frame.bill() as bill:
+                found = fill.processes(plan, options.fill)
+            named = _record(options, what, "L4", "new process", found | bill.record())
+            cell.row({"kind": FILL, **named})
+
+
+def _fill_forks(options: ColdstartOptions, frame: Frame, what: str, plan: Plan | None) -> None:
+    """How many forks of one template fit, tried."""
+    with frame.cell(f"{what} fork fill") as cell:
+        if cell:
+            with frame.bill() as bill, ladder.instance(plan) as process:
+                found = fill.forks(process, FORKS_FOR_ONE * options.fill)
+            named = _record(options, what, "fork", "fork of a template", found | bill.record())
+            cell.row({"kind": FILL, **named})
+
+
 def _calls(options: ColdstartOptions, frame: Frame, plan: Plan) -> None:
     """The same by way of slosched: whole calls, from the client and back."""
     from slosched.engines.live import LiveEngine
@@ -123,7 +152,7 @@ def _calls(options: ColdstartOptions, frame: Frame, plan: Plan) -> None:
             if not cell:
                 continue
             words = ["--call-memory", "0"]
-            words += ["--device", "auto", "--gpus", "1"] if on_gpu and what == NETWORK else []
+            words += gpu_words() if on_gpu and what == NETWORK else []
             with LiveEngine(
                 [each[3] for each in mine],
                 slots=1,

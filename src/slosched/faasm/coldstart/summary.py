@@ -29,7 +29,15 @@ _NOTE = (
     "cpu_ms: of "
     "the process that starts. pss_mb: what one more instance takes beside the others. fit: computed from "
     "that and "
-    "from the memory that was available, not tried."
+    "from the memory that was available; the table fit has what was tried."
+)
+#: The kind of the records of what was tried.
+FILL = "fill"
+_FIT_NOTE = (
+    "computed: memory that was available by what one more instance takes. held: instances that were there at "
+    "the same time, and right of them those that answered rightly while all were asked (the network in float64 "
+    "is the truth; a fork is held to its template's answer; a no-op has to answer). stopped_by: the bound "
+    "(--fill), or memory, of which a tenth stays free. peak_pss_mb and gpu_gb_s: the bill of the trial."
 )
 _BESIDE_NOTE = (
     "The paper's rows are a no-op on another machine, in wasm and in Docker. Ours are processes of "
@@ -42,9 +50,11 @@ _BESIDE_NOTE = (
 
 def show(frame: Frame) -> None:
     """The tables and the figure, from the records alone."""
-    records = frame.records()
+    tried = [each for each in frame.records() if each.get("kind") == FILL]
+    records = [each for each in frame.records() if each.get("kind") != FILL]
     rows = [_row(each) for each in records]
     frame.table("coldstart", rows, note=_NOTE)
+    frame.table("fit", fits(records, tried), note=_FIT_NOTE)
     frame.table("beside-table-3", _beside(records), note=_BESIDE_NOTE)
     try:
         from slosched.analysis.faasm_coldstart import Bar, draw_ladder
@@ -74,6 +84,27 @@ def _row(each: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("what", "rung", "start", "n", "ms", "least_ms", "most_ms", "cpu_ms")
     parts = ("import_ms", "load_ms", "pss_mb", "rss_mb", "gpu_mb", "fit")
     return {field: each.get(field) for field in (*fields, *parts)}
+
+
+def fits(records: list[dict[str, Any]], tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was computed beside what was tried."""
+    computed = {
+        (each["what"], each["rung"], each["start"]): each.get("fit")
+        for each in records
+        if each.get("fit") is not None
+    }
+    more = ("most", "held", "right", "stopped_by", "start_s", "pss_mb", "gpu_mb", "peak_pss_mb")
+    return [
+        {
+            "what": each["what"],
+            "rung": each["rung"],
+            "start": each["start"],
+            "computed": computed.get((each["what"], each["rung"], each["start"])),
+            **{name: each.get(name) for name in more},
+            "gpu_gb_s": each.get("gpu_gb_s_integral"),
+        }
+        for each in tried
+    ]
 
 
 def _beside(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -109,6 +109,9 @@ class Campaign:
     def __init__(self, options: InferenceOptions, frame: Frame, plan: Plan) -> None:
         self._options, self._frame, self._plan = options, frame, plan
         self._images: list[Image] = images(plan, PICTURES)
+        self._truths: list[Any] = []
+        if options.device == "cuda":
+            frame.bill_gpus()
 
     def measure(self, name: str, settings: Sequence[Setting], arrivals: MakeArrivals) -> None:
         """The settings of one system, as far as they are missing, on processes started for them."""
@@ -116,6 +119,10 @@ class Campaign:
         if not todo or not self._frame.measures:
             return
         rungs = list(dict.fromkeys(each.rung for each in todo))
+        if not self._truths:
+            from slosched.faasm.inference import network
+
+            self._truths = [each.tolist() for each in network.truths(self._plan, self._images)]
         opening = Opening(
             plan=self._plan,
             instances=self._options.workers,
@@ -153,7 +160,7 @@ class Campaign:
                 loaded = Sender(system, self._images).run(run)
             raw = f"{setting.key.replace(' ', '_').replace(':', '').replace('%', 'pct').replace('=', '-')}.tsv"
             write_outcomes(self._frame.raw(raw), loaded.outcomes)
-            measured = record(loaded)
+            measured = record(loaded, self._truths)
             fields: dict[str, Any] = {
                 "system": setting.system,
                 "loop": setting.loop,
@@ -186,6 +193,18 @@ class Campaign:
             f"{_shown(measured['p50_ms'])} ms, p99 {_shown(measured['p99_ms'])} ms, "
             f"cold {measured['cold_ratio']:.1%}"
         )
+
+
+class WrongAnswer(SloschedError):
+    """A system's answers are not those of the network: its times mean nothing."""
+
+
+def check_answers(frame: Frame) -> None:
+    """Raise WrongAnswer if an answer of the run differs from the truth by more than rounding can."""
+    wrong = {each["key"]: each["wrong"] for each in frame.records() if each.get("wrong")}
+    if wrong:
+        cells = ", ".join(f"{key} ({count})" for key, count in wrong.items())
+        raise WrongAnswer(f"answers that are wrong, by cell: {cells[:1000]}")
 
 
 def warm_up(

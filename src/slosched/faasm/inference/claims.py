@@ -29,7 +29,9 @@ REFUSALS_NOTE = (
 )
 ANSWERS_NOTE = (
     "The same picture has to get the same five classes from every system; same_bits compares the "
-    "probabilities, too. "
+    "probabilities, too. wrong: of all answers, also under load beside cold requests, those that differ from "
+    "the same network in float64 on the CPU by more than 1 part in 10,000 of a probability; largest_error: of "
+    "any, as a part. "
     "Weights are random, so that the classes mean nothing."
 )
 WHY = (
@@ -173,9 +175,21 @@ def answers(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "same_classes": sum(1 for a, b in pairs if _classes(a) == _classes(b)),
                 "same_bits": sum(1 for a, b in pairs if a == b and len(b) == 1),
                 "compared": len(pairs),
+                **_against_truth([each for each in records if each["system"] == system]),
             }
         )
     return rows
+
+
+def _against_truth(mine: Sequence[Record]) -> dict[str, Any]:
+    """How many answers of a system were compared with the truth, and what came out."""
+    held = [each for each in mine if "wrong" in each]
+    errors = [each["largest_error"] for each in held]
+    return {
+        "answers": sum(each["ok"] for each in held),
+        "wrong": sum(each["wrong"] for each in held) if held else None,
+        "largest_error": max(errors) if errors and None not in errors else None,
+    }
 
 
 def _classes(words: set[str]) -> set[str]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from slosched.faasm.frame import Frame
 from slosched.faasm.inference import summary
-from slosched.faasm.inference.campaign import Campaign, Setting, planned, rungs_of, systems_of
+from slosched.faasm.inference.campaign import (
+    Campaign,
+    Setting,
+    check_answers,
+    planned,
+    rungs_of,
+    systems_of,
+)
 from slosched.faasm.inference.load import Arrivals, Closed
 from slosched.faasm.inference.options import LatencyOptions
 from slosched.units import NS_PER_MS
@@ -17,7 +24,10 @@ Options = LatencyOptions
 
 
 def run(options: LatencyOptions, frame: Frame) -> None:
-    """Measure each system under each rule and rung. Raises MissingPackage without torch."""
+    """Measure each system under each rule and rung.
+
+    Raises MissingPackage without torch, and WrongAnswer once all is recorded.
+    """
     options = options.at_scale(frame.scale)
     by_system = {name: settings_of(options, frame.scale, name) for name in systems_of(options)}
     frame.expect(sum(map(len, by_system.values())))
@@ -29,6 +39,9 @@ def run(options: LatencyOptions, frame: Frame) -> None:
         campaign = Campaign(options, frame, plan)
         for name, settings in by_system.items():
             campaign.measure(name, settings, arrivals)
+    if any(each.get("wrong") for each in frame.records()):
+        report(options, frame)
+    check_answers(frame)
 
 
 def settings_of(options: LatencyOptions, scale: str, name: str) -> list[Setting]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,13 @@ from slosched.faasm.inference.requests import STATUSES, Outcome
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _SHARES = (50, 90, 99)
+#: Classes of an answer.
+TOP = 5
+#: The part by which a probability may be off. In float32 it is 1e-6; another picture's answer is off by 1e-3.
+TOLERANCE = 1e-4
+_LEAST = 1e-9
+#: The probabilities of a picture's classes.
+Truth = Sequence[float]
 
 
 def percentile(ordered: Sequence[float], share: int) -> float:
@@ -22,8 +30,9 @@ def percentile(ordered: Sequence[float], share: int) -> float:
     return ordered[rank - 1]
 
 
-def record(loaded: Loaded) -> dict[str, Any]:
-    """The fields of a record. Latencies are in ms, from the intended time.
+def record(loaded: Loaded, truths: Sequence[Truth] = ()) -> dict[str, Any]:
+    """The fields of a record. Latencies are in ms, from the intended time. `truths` are the right probabilities
+    of each picture's classes.
 
     `p99_ms` is of answered requests, `p99_all_ms` counts each other one (timed out, refused, failed) as
     infinite, and is None where it is. `warm_` and `cold_` are of these requests alone. A rate counts what
@@ -50,7 +59,36 @@ def record(loaded: Loaded) -> dict[str, Any]:
         **percentiles("cold_", cold),
         "issue_delay_p99_ms": _ms(percentile(late_ns, 99)),
         "answers": answers_of(outcomes),
+        **(compared(outcomes, truths) if truths else {}),
     }
+
+
+def compared(outcomes: Sequence[Outcome], truths: Sequence[Truth]) -> dict[str, Any]:
+    """How many of the answers are wrong, and the largest error of any probability, as a part of it.
+
+    An answer is right if its classes are five of the likeliest of its picture and each has its probability,
+    all within the part TOLERANCE of the fifth, so that classes as likely as one another may change places.
+    """
+    wrong, largest = 0, 0.0
+    for each in outcomes:
+        if each.status == "ok":
+            error = answer_error(each.top, each.scores, truths[each.picture])
+            wrong += error > TOLERANCE
+            largest = max(largest, error)
+    return {"wrong": wrong, "largest_error": _finite(largest)}
+
+
+def answer_error(top: Sequence[int], scores: Sequence[float], truth: Truth) -> float:
+    """The largest error of an answer: of a probability, or by which a class is below the fifth likeliest.
+
+    It is a part of the fifth likeliest's probability; inf for an answer that is not one of five classes.
+    """
+    if len(set(top)) != TOP or len(scores) != TOP or not all(0 <= at < len(truth) for at in top):
+        return math.inf
+    fifth = max(heapq.nlargest(TOP, truth)[-1], _LEAST)
+    errors = [abs(score - truth[at]) for at, score in zip(top, scores, strict=True)]
+    errors += [fifth - truth[at] for at in top]
+    return max(errors) / fifth if all(map(math.isfinite, errors)) else math.inf
 
 
 def _drained_per_s(loaded: Loaded) -> float:

@@ -6,7 +6,9 @@ code, `place` gives it a block, so that a cold start can drop the weights alone,
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,7 @@ class Network:
 
     def __init__(self, plan: Plan) -> None:
         torch.set_num_threads(plan.threads)
+        torch.backends.cudnn.allow_tf32 = False  # answers are compared with those in float64
         self._side = SIZES[plan.size][1]
         self.device = torch.device(plan.device)
         self._module = made(plan)
@@ -164,16 +167,32 @@ class Network:
     def answer(self, image: Image) -> tuple[list[int], list[float]]:
         """The five likeliest classes of a picture (rows, columns, 3) of uint8, and their probabilities."""
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.array(image)).to(self.device)
-            given = pixels.permute(2, 0, 1).unsqueeze(0).float()
-            side = self._side
-            if given.shape[-2:] != (side, side):
-                given = nn.functional.interpolate(
-                    given, (side, side), mode="bilinear", align_corners=False
-                )
-            logits = self._module(given / 127.5 - 1.0)
-            scores, places = torch.softmax(logits[0], 0).topk(TOP)
+            scores, places = self._probabilities(image, torch.float32).topk(TOP)
             return places.tolist(), scores.tolist()
+
+    def exact(self, image: Image) -> npt.NDArray[np.float64]:
+        """The probabilities of all classes, computed in float64. The network is one of float64 afterwards."""
+        with torch.inference_mode():
+            self._module.double()
+            found: npt.NDArray[np.float64] = self._probabilities(image, torch.float64).cpu().numpy()
+            return found
+
+    def _probabilities(self, image: Image, dtype: torch.dtype) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).to(self.device)
+        given = pixels.permute(2, 0, 1).unsqueeze(0).to(dtype)
+        side = self._side
+        if given.shape[-2:] != (side, side):
+            given = nn.functional.interpolate(
+                given, (side, side), mode="bilinear", align_corners=False
+            )
+        return torch.softmax(self._module(given / 127.5 - 1.0)[0], 0)
+
+
+def truths(plan: Plan, pictures: Sequence[Image]) -> list[npt.NDArray[np.float64]]:
+    """For each picture the probabilities of all classes by the plan's network, in float64 on the CPU."""
+    made = Network(dataclasses.replace(plan, device="cpu"))
+    made.place(pageable_block(read_weights(plan)))
+    return [made.exact(each) for each in pictures]
 
 
 def pageable_block(block: npt.NDArray[np.float32]) -> torch.Tensor:

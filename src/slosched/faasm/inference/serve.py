@@ -11,12 +11,15 @@ import os
 import resource
 import socket
 import sys
+from typing import NoReturn
 
 from slosched.clock import now_ns
 from slosched.faasm.inference import wire
 from slosched.faasm.inference.instance import Instance
 from slosched.faasm.inference.plan import Image, images, plan_of
 from slosched.units import NS_PER_S
+
+_RIGHT, _WRONG = b".", b"x"
 
 
 def main(fd: int, plan_text: str) -> None:
@@ -98,31 +101,43 @@ class _Process:
 
     def _hold(self, count: int) -> wire.Held:
         """Children that share this process's memory as forks do, and have worked."""
+        wanted = self._answer()
         far, self._leash = os.pipe()
         heard, speak = os.pipe()
-        for _ in range(count):
-            pid = os.fork()
-            if pid == 0:
-                with contextlib.suppress(BaseException):
-                    os.close(self._leash)
-                    if self._instance is not None and self._image is not None:
-                        self._instance.answer_image(self._image)
-                    os.write(speak, b".")
-                    os.read(far, 1)
-                os._exit(0)
-            self._held.append(pid)
-        os.close(far)
-        os.close(speak)
         try:
-            seen = 0
-            while seen < count:
-                got = len(os.read(heard, count))
+            try:
+                for _ in range(count):
+                    pid = os.fork()
+                    if pid == 0:
+                        self._live_as_child(wanted, far, speak)
+                    self._held.append(pid)
+            finally:
+                os.close(far)
+                os.close(speak)
+            replies = b""
+            while len(replies) < count:
+                got = os.read(heard, count)
                 if not got:
                     raise OSError("a forked process ended before it had answered")
-                seen += got
+                replies += got
         finally:
             os.close(heard)
-        return wire.Held(tuple(self._held))
+        return wire.Held(tuple(self._held), replies.count(_RIGHT))
+
+    def _live_as_child(self, wanted: object, far: int, speak: int) -> NoReturn:
+        with contextlib.suppress(BaseException):
+            assert self._leash is not None
+            os.close(self._leash)
+            os.write(speak, _RIGHT if self._answer() == wanted else _WRONG)
+            os.close(speak)
+            os.read(far, 1)
+        os._exit(0)
+
+    def _answer(self) -> tuple[list[int], list[float]] | None:
+        """To the process's picture; None without a network."""
+        if self._instance is None or self._image is None:
+            return None
+        return self._instance.answer_image(self._image)
 
     def _release(self) -> None:
         if self._leash is not None:

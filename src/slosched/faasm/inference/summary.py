@@ -105,7 +105,15 @@ def _row(each: Record, more: Sequence[str]) -> dict[str, Any]:
         "failed": each["failed"],
         "pss_mb": each["peak_pss_mb"],
         "cpu_s": each["cpu_s"],
+        **_gpu(each),
     }
+
+
+def _gpu(each: Record) -> dict[str, Any]:
+    """Peak and bill of the GPU's memory, where there is one."""
+    if "gpu_peak_mb" not in each:
+        return {}
+    return {"gpu_mb": each["gpu_peak_mb"], "gpu_gb_s": each["gpu_gb_s_integral"]}
 
 
 def infinite(each: Record, field: str) -> float | None:
@@ -132,6 +140,7 @@ def _capacity_row(each: Record, capacity: Sequence[Record]) -> dict[str, Any]:
         "pss_mb": each["peak_pss_mb"],
         "largest_process_mb": each["largest_pss_mb"],
         "cpu_s": each["cpu_s"],
+        **_gpu(each),
     }
 
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from slosched.errors import MissingPackage, SloschedError, UnknownName
+from slosched.faasm.gpu_worker import gpu_words
 from slosched.faasm.inference import functions
 from slosched.faasm.inference.choices import ABOUT, LIVE_RUNGS, SYSTEMS, WARM
 from slosched.faasm.inference.instance import Instance
@@ -99,7 +100,7 @@ class Slosched(_Closing):
         self._call: Any = functions.classify_gpu if on_gpu else functions.classify
         self._new: Any = functions.classify_new_gpu if on_gpu else functions.classify_new
         words = ["--call-memory", "0"]
-        words += ["--device", "auto", "--gpus", "1"] if on_gpu else []
+        words += gpu_words() if on_gpu else []
         self._engine = LiveEngine(
             [self._call, self._new] if opening.with_new else [self._call],
             slots=opening.instances,

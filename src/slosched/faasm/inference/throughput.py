@@ -10,7 +10,14 @@ from __future__ import annotations
 from slosched.errors import SloschedError
 from slosched.faasm.frame import Frame
 from slosched.faasm.inference import summary
-from slosched.faasm.inference.campaign import Campaign, Setting, planned, rungs_of, systems_of
+from slosched.faasm.inference.campaign import (
+    Campaign,
+    Setting,
+    check_answers,
+    planned,
+    rungs_of,
+    systems_of,
+)
 from slosched.faasm.inference.load import Arrivals, Closed, Open
 from slosched.faasm.inference.measures import capacity_of
 from slosched.faasm.inference.options import ThroughputOptions
@@ -23,7 +30,7 @@ _DEPTH = 2
 
 
 def run(options: ThroughputOptions, frame: Frame) -> None:
-    """Measure each system. Raises MissingPackage without torch."""
+    """Measure each system. Raises MissingPackage without torch, and WrongAnswer once all is recorded."""
     options = options.at_scale(frame.scale)
     by_system = {name: settings_of(options, frame.scale, name) for name in systems_of(options)}
     frame.expect(sum(map(len, by_system.values())))
@@ -41,6 +48,9 @@ def run(options: ThroughputOptions, frame: Frame) -> None:
         campaign = Campaign(options, frame, plan)
         for name, settings in by_system.items():
             campaign.measure(name, settings, arrivals)
+    if any(each.get("wrong") for each in frame.records()):
+        report(options, frame)
+    check_answers(frame)
 
 
 def _capacity(frame: Frame, setting: Setting) -> float:

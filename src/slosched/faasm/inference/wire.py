@@ -41,7 +41,7 @@ class Weigh(msgspec.Struct, frozen=True, tag="weigh"):
 
 
 class Hold(msgspec.Struct, frozen=True, tag="hold"):
-    """Fork `count` children that answer one picture each, and stay until the next order."""
+    """Fork `count` children that answer a picture, as this process does, and stay until the next order."""
 
     count: int
 
@@ -80,7 +80,10 @@ class Weighed(msgspec.Struct, frozen=True, tag="weighed"):
 
 
 class Held(msgspec.Struct, frozen=True, tag="held"):
+    """The children, of which `right` answered as their parent did."""
+
     pids: tuple[int, ...]
+    right: int
 
 
 Report = Ready | Failed | Answered | Measured | Weighed | Held

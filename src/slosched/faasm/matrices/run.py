@@ -41,6 +41,8 @@ def run(options: MatricesOptions, frame: Frame) -> None:
     frame.expect(len(cells))
     truths = {size: Truth(options.seed, size) for size in options.sizes}
     if frame.measures:
+        if options.kernel != "numpy":
+            frame.bill_gpus()
         with closing(Stores()) as stores:
             for system in systems:
                 todo = [

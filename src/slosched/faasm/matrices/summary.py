@@ -241,6 +241,11 @@ def memory(cells: Cells) -> list[Record]:
                 "largest process MB": bill["largest_pss_mb"],
                 "CPU s": bill["cpu_s"],
                 "GB-s": bill["gb_s_integral"],
+                **(
+                    {"GPU MB": bill["gpu_peak_mb"], "GPU GB-s": bill["gpu_gb_s_integral"]}
+                    if "gpu_peak_mb" in bill
+                    else {}
+                ),
             }
         )
     return rows

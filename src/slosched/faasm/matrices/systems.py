@@ -18,6 +18,7 @@ import slosched.engines
 from slosched.engines import Engine
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 from slosched.faasm import layout
+from slosched.faasm.gpu_worker import CUDA, gpu_words
 from slosched.faasm.matrices import blocks
 from slosched.faasm.matrices.blocks import Plan
 from slosched.faasm.matrices.functions import offered
@@ -284,7 +285,7 @@ def opened(
     room_bytes: int,
     logs: Path,
     *,
-    device: str = "cuda:0",
+    device: str = CUDA,
 ) -> Iterator[tuple[Engine, list[State]]]:
     """The engine of a system that has one, and the state of its calls, which may take `room_bytes`.
 
@@ -299,7 +300,7 @@ def opened(
         options: dict[str, Any] = {"state": state}
         if system.engine == "slosched":
             words = ["--call-memory", "0"]
-            words += [] if kernel == "numpy" else ["--device", device]
+            words += [] if kernel == "numpy" else gpu_words(device)
             options |= {
                 "workers": system.hosts,
                 "slots": system.slots,
