@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from slosched.fronts.rpc.calls import is_local
 from slosched.fronts.rpc.messages import InferRequest, InferResponse, StreamResponse, message
 
 _REGIONS = Regions()
+
+
+@pytest.fixture(scope="module", autouse=True, params=[0, 8192], ids=["parted", "small"])
+def read_both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small requests are read by protobuf alone; each test is right either way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "_SMALL_BYTES", request.param)
+        yield
 
 
 def asked(request: Any, *, slo: str = "", deadline_ns: int = 0, most: int = 2**20) -> Asked:
@@ -100,10 +108,11 @@ def test_a_large_tensor_is_a_view_of_the_message() -> None:
 
 
 def test_a_message_of_very_many_fields_is_refused_before_it_is_parsed() -> None:
-    many = b"\x2a\x00" * (frames.MOST_FIELDS + 1)
+    one = b"\x2a\x08\x0a\x06abcdef"
+    many = one * (frames.MOST_FIELDS + 1)
     assert "more than 1024 fields" in refused(many).text
-    assert len(inference.parsed(many[:-2]).head.inputs) == frames.MOST_FIELDS
-    assert "at most 64" in refused(many[:-2]).text
+    assert len(inference.parsed(one * frames.MOST_FIELDS).head.inputs) == frames.MOST_FIELDS
+    assert "at most 64" in refused(one * frames.MOST_FIELDS).text
     outputs = b"\x32\x00" * 65
     assert "65 outputs" in refused(outputs).text
 

@@ -71,6 +71,28 @@ def test_answers_come_as_they_are_there(held: Served, channel: grpc.Channel) -> 
     assert list(stream.call) == [] and stream.call.code() is grpc.StatusCode.OK
 
 
+def test_requests_without_an_id_are_answered_in_their_order(
+    held: Served, channel: grpc.Channel
+) -> None:
+    stream = RawStream(channel)
+    stream.send(a_request("", b"1"), a_request("a", b"2"), b"\xff", a_request("", b"3"))
+    held.until(lambda: len(held.service.begun) == 3)
+    held.do(lambda: held.service.release(last_first=True))
+
+    def answer() -> bytes:
+        found = stream.next()
+        if found.error_message:
+            return b"error"
+        data: bytes = found.infer_response.raw_output_contents[0]
+        return data
+
+    answers = [answer() for _ in range(4)]
+    assert [each for each in answers if each != b"2"] == [b"1", b"error", b"3"]
+    assert answers[0] == b"2"  # it has an id, and its answer was there before the first
+    stream.end()
+    assert list(stream.call) == []
+
+
 def test_tritonclients_stream(held: Served) -> None:
     held.service.hold = False
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()

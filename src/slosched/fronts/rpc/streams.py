@@ -1,5 +1,7 @@
 """ModelStreamInfer: requests in flight beside each other on one RPC, answered as their answers come.
 
+Requests without an id, whose answers a client could not tell apart, are answered in their order, as by Triton.
+
 A stream takes MOST requests that are not answered, and is not read beyond: HTTP/2's flow control then holds its
 client back. An SLO counts from the time at which the request was read. The stream's own deadline is not that of
 its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream continues.
@@ -45,6 +47,8 @@ class Stream:
         self._circumstances = Circumstances(call.slo_header, 0, call.regions, max_bytes)
         self._running: dict[int, Running | None] = {}
         self._answers: deque[bytes] = deque()
+        #: Answers of requests without an id, in the order of these; None: not there yet.
+        self._in_order: dict[int, bytes | None] = {}
         self._unwritten = self._unwritten_bytes = 0
         self._number = 0
         self._changed = asyncio.Event()
@@ -110,12 +114,14 @@ class Stream:
         def ended(end: Answered | FrontError) -> None:
             if number in self._running:
                 del self._running[number]
-                self._answer(end, request_id)
+                self._answer(number, request_id, end)
 
-        self._running[number] = None
+        self._running[number] = self._in_order[number] = None
         try:
             incoming = parsed(data)
             request_id = incoming.head.id
+            if request_id:
+                del self._in_order[number]
             wanted = asked(incoming, self._circumstances)
             running = self._service.begin(wanted, self._caller, ended)
         except FrontError as error:
@@ -127,25 +133,27 @@ class Stream:
             if number in self._running:  # it may have ended already
                 self._running[number] = running
 
-    def _answer(self, end: Answered | FrontError, request_id: str) -> None:
-        if isinstance(end, FrontError):
-            made = StreamResponse(error_message=shown(end.text))
-            made.infer_response.id = request_id
-            if end.refusal is not None:
-                set_parameters(made.infer_response, end.refusal.fields())
-            data: bytes = made.SerializeToString()
-        else:
-            # As with Triton each answer says that it is its request's last, wanted or not: only models that
-            # answer a request several times would send an empty one (triton_enable_empty_final_response).
-            parameters: dict[str, object] = {_FINAL: True}
-            if not end.in_time:
-                parameters[IN_TIME] = 0
-            data = answer_bytes(end, parameters)
-        self._answers.append(data)
+    def _answer(self, number: int, request_id: str, end: Answered | FrontError) -> None:
+        """Have an answer written: at once, or without an id when those before it are there."""
+        data = _response(end, request_id)
         self._unwritten += 1
         self._unwritten_bytes += len(data)
+        if number in self._in_order:
+            self._in_order[number] = data
+            self._release()
+        else:
+            self._answers.append(data)
         self._to_write.set()
         self._changed.set()
+
+    def _release(self) -> None:
+        """Let the answers without an id go that no earlier one is missing for."""
+        while self._in_order:
+            number, data = next(iter(self._in_order.items()))
+            if data is None:
+                return
+            del self._in_order[number]
+            self._answers.append(data)
 
     async def _write(self, owner: asyncio.Task[object] | None) -> None:
         """Write answers as they come. Ends the stream's task if that fails: its client is gone."""
@@ -165,6 +173,23 @@ class Stream:
             if owner is not None:
                 owner.cancel()
             raise
+
+
+def _response(end: Answered | FrontError, request_id: str) -> bytes:
+    """The bytes of a ModelStreamInferResponse."""
+    if isinstance(end, FrontError):
+        made = StreamResponse(error_message=shown(end.text))
+        made.infer_response.id = request_id
+        if end.refusal is not None:
+            set_parameters(made.infer_response, end.refusal.fields())
+        data: bytes = made.SerializeToString()
+        return data
+    # As with Triton each answer says that it is its request's last, wanted or not: only models that
+    # answer a request several times would send an empty one (triton_enable_empty_final_response).
+    parameters: dict[str, object] = {_FINAL: True}
+    if not end.in_time:
+        parameters[IN_TIME] = 0
+    return answer_bytes(end, parameters)
 
 
 class Streams:
