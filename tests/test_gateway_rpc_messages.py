@@ -97,7 +97,8 @@ def test_any_bytes_are_read_as_protobuf_reads_them_or_refused(data: bytes) -> No
         return
     assert theirs is not None
     assert [bytes(each) for each in mine.raw] == list(theirs.raw_input_contents)
-    theirs.ClearField("raw_input_contents")
+    for each in (theirs, mine.head):
+        each.ClearField("raw_input_contents")
     assert mine.head == theirs
 
 
