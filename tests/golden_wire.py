@@ -78,7 +78,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.Refused(-1, 6, "say hello first"),
     m.LoadModelReply(7, 0, "", (_INFO,)),
     m.UnloadModelReply(7, 0, "", 9, 3),
-    m.ListModelsReply(8, (_INFO,), ("resnet50",)),
+    m.ListModelsReply(8, (_INFO,), ("f", "resnet50"), ("f",)),
     m.InferReply(
         9,
         0,

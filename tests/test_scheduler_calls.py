@@ -54,6 +54,7 @@ def test_a_client_loads_a_function_as_a_model_and_learns_what_it_is() -> None:
     rig.handle(FromClient(b"c", ListModelsRequest(2)))
     rig.steps()
     assert rig.to_client(ListModelsReply)[0].loadable == ("f", "net")
+    assert rig.to_client(ListModelsReply)[0].functions == ("f",)
 
 
 def test_a_second_worker_gets_the_functions_that_there_are() -> None:

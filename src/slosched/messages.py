@@ -205,11 +205,12 @@ class UnloadModelReply(Message, frozen=True):
 
 
 class ListModelsReply(Message, frozen=True):
-    """The instances that are loaded, and the `loadable` names the workers offer."""
+    """The instances that are loaded, and the `loadable` names the workers offer; some are `functions`."""
 
     request_id: int
     models: tuple[ModelInfo, ...]
     loadable: tuple[str, ...]
+    functions: tuple[str, ...] = ()
 
 
 class InferReply(Message, frozen=True):

@@ -371,8 +371,7 @@ class Models:
         ready = self.ready
         listing = await self._house.client.listing()
         functions = {each.name for each in listing.models if each.function is not None}
-        functions |= set(getattr(listing, "functions", ()))
-        self._offered = Offered(listing.loadable, functions)
+        self._offered = Offered(listing.loadable, functions | set(listing.functions))
         self._looked_ns = now_ns()
         self._first.set()
         self._find_lost(ready, {each.model_id for each in listing.models})

@@ -153,7 +153,10 @@ class Catalog:
             yield A_PART
         if not client.gone:
             infos += [each.info() for each in self._cluster.cascades.by_name.values() if each.ready]
-            reply = ListModelsReply(message.request_id, tuple(infos), self.loadable())
+            loadable = self.loadable()
+            functions = {name: None for w in self._cluster.serving() for name in w.functions}
+            among = tuple(name for name in loadable if name in functions)
+            reply = ListModelsReply(message.request_id, tuple(infos), loadable, among)
             self._cluster.emit(ToClient(client.identity, reply))
 
     def function(self, name: str) -> Instance | None:
