@@ -253,7 +253,7 @@ FAULTS: dict[str, tuple[dict[str, str | bytes], str]] = {
     "nothing": ({}, "none of model.pt2"),
     "two kinds": ({"model.pt2": b"", **WEIGHTS}, "both model.pt2 and model.safetensors"),
     "no config": ({"model.safetensors": b""}, "needs config.json"),
-    "config is no JSON": ({**WEIGHTS, "config.json": "{"}, "not a JSON file"),
+    "config is not JSON": ({**WEIGHTS, "config.json": "{"}, "not a JSON file"),
     "config is a list": ({**WEIGHTS, "config.json": "[]"}, "not a JSON object"),
     "deep JSON": ({**WEIGHTS, "config.json": "[" * 100_000}, "not a JSON file"),
     "no TOML": ({"model.toml": "x"}, "not a TOML file"),
