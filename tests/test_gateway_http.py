@@ -327,13 +327,32 @@ def test_a_document_that_is_wrong(gateway: Served, client: Raw, document: Any, w
     assert not gateway.service.asked
 
 
+def with_data(data: bytes, datatype: bytes = b"FP32") -> bytes:
+    head = b'{"inputs":[{"name":"x","datatype":"%b","shape":[1],"data":[' % datatype
+    return head + data + b"]}]}"
+
+
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff", b'"a"', b"NaN", b'{"inputs": [], "inputs": 3}', b'{"inputs":[' + b"[" * 10**5]
-    + [b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[' + each + b"]}]}" for each in (
-        b"nan", b"Infinity,", b"1e999", b"1e999,NaN", b"01", b"+1", b"[" * 50 + b"]" * 50, b"[" * 10**4 + b"]" * 10**4)]
-    + [b'{"inputs":[{"name":"x","datatype":"BYTES","shape":[1],"data":["\\ud800"]}]}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'"a"',
+        b"NaN",
+        b'{"inputs": [], "inputs": 3}',
+        b'{"inputs":[' + b"[" * 10**5,
+        with_data(b"nan"),
+        with_data(b"Infinity,"),
+        with_data(b"1e999"),
+        with_data(b"1e999,NaN"),
+        with_data(b"01"),
+        with_data(b"+1"),
+        with_data(b"[" * 50 + b"]" * 50),
+        with_data(b"[" * 10**4 + b"]" * 10**4),
+        with_data(b'"\\ud800"', b"BYTES"),
+    ],
+)
 def test_json_that_is_none(client: Raw, body: bytes) -> None:
     reply = client.ask(request("/v2/models/echo/infer", body, method="POST"))
     assert reply.status == 400 and reply.error

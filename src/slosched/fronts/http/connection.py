@@ -142,7 +142,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._stalled = False
-        if self._phase in (_HEAD, _SKIP):
+        if self._phase == _BUSY:
+            self.expires = NEVER
+        elif self._phase in (_HEAD, _SKIP):
             self._wait()
             self._advance()
             self._pause_or_resume()

@@ -17,7 +17,7 @@ import msgspec
 
 from slosched.codes import code_name
 from slosched.fronts.asked import Answered, Asked, NamedTensor
-from slosched.fronts.errors import FrontError
+from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.http.answers import Answer, document, encode, error_headers
 from slosched.fronts.http.bodies import decoded, refused
 from slosched.fronts.http.elements import nested, regular, to_bytes, values_of
@@ -89,7 +89,7 @@ def _shape(wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> tuple
     One list serves for every shape in which at most one kind of dimension varies.
     """
     if len(given) == len(wanted):
-        if all(ours in (-1, theirs) for ours, theirs in zip(wanted, given, strict=True)):
+        if all(theirs and ours in (-1, theirs) for ours, theirs in zip(wanted, given, strict=True)):
             return given
         raise ValueError(f"a value of shape {list(given)} came")
     if len(given) > 1:
@@ -126,6 +126,8 @@ def _value(tensor: NamedTensor) -> Any:
         raise refused(
             f"output '{tensor.name}' has BYTES that are not UTF-8 texts; /v2 carries them as binary data"
         ) from None
+    except ValueError as error:
+        raise FrontError(Status.INTERNAL, f"output '{tensor.name}': {error}") from None
     if tensor.datatype.startswith(("FP", "BF")) and not all(map(math.isfinite, values)):
         values = [each if math.isfinite(each) else _NO_NUMBERS.get(each, "NaN") for each in values]
     return nested(values, tensor.shape[1:]) if values else []

@@ -216,16 +216,13 @@ class Routes:
     async def _plain(self, exchange: Exchange) -> Answer:
         try:
             request = plain.read(exchange.body)
-            query = dict(parse_qsl(exchange.query, max_num_fields=16))
-            slo = query.get("slo") or request.slo or exchange.header(_SLO) or ""
+            slo = _queried_slo(exchange.query) or request.slo or exchange.header(_SLO) or ""
             name, version = name_and_version(exchange.name)
             metadata = await self._service.model_metadata(name, version)
             asked = plain.asked(request, slo, metadata, model=name, version=version)
             return plain.answer(await self._service.infer(asked, _caller(exchange)))
         except FrontError as error:
             return plain.error_answer(error)
-        except ValueError as error:  # the query
-            return plain.error_answer(refused(f"the query is wrong: {error}"))
 
     async def _model_ready(self, exchange: Exchange) -> Answer:
         if not await self._service.model_ready(exchange.name, exchange.version):
@@ -294,6 +291,16 @@ async def _answer_later(exchange: Exchange, made: Awaitable[Answer]) -> None:
 def _caller(exchange: Exchange) -> Caller:
     assert exchange.caller is not None  # its route needs one
     return exchange.caller
+
+
+def _queried_slo(query: str) -> str:
+    """The `slo` of a query; empty without one. Raises FrontError, 400."""
+    if not query:
+        return ""
+    try:
+        return dict(parse_qsl(query, max_num_fields=16)).get("slo", "")
+    except ValueError as error:
+        raise refused(f"the query is wrong: {error}") from None
 
 
 def _health(good: bool) -> Answer:
