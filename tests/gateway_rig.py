@@ -53,6 +53,12 @@ class Controller(FakeController):
     def __enter__(self) -> Controller:
         return self
 
+    def restart(self) -> None:
+        """Be another process, which knows no client and has no model."""
+        self.incarnation += 1
+        self.loaded.clear()
+        self.greeted.clear()
+
     def _send(self, peer: bytes, message: Message) -> None:
         if isinstance(message, ListModelsReply):
             infos = tuple(self._info(name) for name in self.loaded)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -13,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def infer(address: str, rows: int = 1, **headers: str) -> tuple[int, Any]:
     return status, json.loads(text)
 
 
-@contextmanager
+@contextlib.contextmanager
 def alone(folder: Path, *words: str) -> Iterator[tuple[Child, str]]:
     """A gateway without a controller, and its HTTP address."""
     with Children() as children:
@@ -79,9 +80,12 @@ def alone(folder: Path, *words: str) -> Iterator[tuple[Child, str]]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that no process gets by asking for any: those begin at 32768."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.mark.processes

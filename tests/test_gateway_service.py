@@ -519,30 +519,28 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
                 ends.begin(asked())
                 await until(lambda: len(controller.of(InferRequest)) == 2)
                 controller.hold = False
-                port = controller.port
-                controller.close()
-                with Controller(port=port) as second:
-                    second.incarnation = 8
-                    await until(lambda: len(ends.results) == 2)
-                    error = ends.results[1]
-                    assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
-                    await until(lambda: loads(second) == ["toy"])
-                    await until(serving.ready)
-                    assert isinstance(await ends.of(asked()), Answered)
-                    assert "slosched_gateway_controller_restarts 1.0" in serving.metrics().decode()
+                controller.restart()
+                await until(lambda: len(ends.results) == 2)
+                error = ends.results[1]
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                await until(lambda: loads(controller) == ["toy", "toy"])
+                await until(serving.ready)
+                assert isinstance(await ends.of(asked()), Answered)
+                assert "slosched_gateway_controller_restarts 1.0" in serving.metrics().decode()
 
     run(work())
 
 
 def test_before_the_controller_is_there_everything_says_so_and_then_serves() -> None:
     async def work() -> None:
-        first = Controller()
-        first.close()
-        async with service(first.address) as serving:
-            assert serving.live() and not serving.ready()
-            waiting = asyncio.create_task(serving.infer(asked(), serving.caller("")))
-            await asyncio.sleep(0.05)
-            with Controller(port=first.port):
+        with Controller() as controller:
+            controller.deaf = True
+            async with service(controller.address) as serving:
+                assert serving.live() and not serving.ready()
+                assert "no controller has answered" in serving.unreachable
+                waiting = asyncio.create_task(serving.infer(asked(), serving.caller("")))
+                await asyncio.sleep(0.05)
+                controller.deaf = False
                 assert (await waiting).version == "1"  # it waits for the first answer for a while
                 await until(serving.ready)
 
