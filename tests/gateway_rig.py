@@ -56,19 +56,15 @@ class Controller(FakeController):
     def restart(self) -> None:
         """Be another process, which knows no client and has no model."""
         self.incarnation += 1
-        self.loaded.clear()
-        self.greeted.clear()
+        self.loaded, self.greeted = {}, set()
 
     def _send(self, peer: bytes, message: Message) -> None:
         if isinstance(message, ListModelsReply):
-            infos = tuple(self._info(name) for name in self.loaded)
+            infos = tuple(_info(name, number) for name, number in [*self.loaded.items()])
             message = ListModelsReply(message.request_id, infos, self.offers)
         elif isinstance(message, StatusReply):
             message = StatusReply(message.request_id, {"ready": self.ready, "draining": False})
         super()._send(peer, message)
-
-    def _info(self, name: str) -> ModelInfo:
-        return structs.replace(model_info(self.loaded[name]), name=name, copy=0)
 
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
         if message.name in self.fails:
@@ -76,15 +72,18 @@ class Controller(FakeController):
         elif message.name not in self.offers:
             reply = LoadModelReply(message.request_id, 10, f"no worker knows {message.name!r}")
         else:
-            if message.name not in self.loaded:
-                self._ids += 1
-                self.loaded[message.name] = self._ids
-            reply = LoadModelReply(message.request_id, 0, "", (self._info(message.name),))
+            self._ids += 1
+            number = self.loaded.setdefault(message.name, self._ids)
+            reply = LoadModelReply(message.request_id, 0, "", (_info(message.name, number),))
         self._send(peer, reply)
 
     def _unload(self, peer: bytes, message: UnloadModelRequest) -> None:
         self.loaded.pop(message.name, None)
         super()._unload(peer, message)
+
+
+def _info(name: str, number: int) -> ModelInfo:
+    return structs.replace(model_info(number), name=name, copy=0)
 
 
 @asynccontextmanager

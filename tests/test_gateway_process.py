@@ -8,7 +8,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from gateway_rig import Ends, real, run, service, until
 from live_gateway import LOOPBACK, serving
+from slosched.cli.app import app
 from slosched.clients.aio import connect
 from slosched.experiment.children import Child, Children
 from slosched.fronts.asked import Answered, Asked, NamedTensor
@@ -169,15 +170,10 @@ def test_a_hangup_reads_the_tokens_again(tmp_path: Path) -> None:
         assert get(http, "/v2", Authorization="Bearer second-token")[0] == 200
 
 
-def command(*words: str, folder: Path) -> tuple[int, str]:
-    """Exit code and stderr of a gateway that is not to start."""
-    full = [sys.executable, "-m", "slosched", "gateway", *words]
-    done = subprocess.run(full, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
-    return done.returncode, done.stderr
-
-
-@pytest.mark.processes
-def test_what_cannot_be_served_is_refused_with_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_refused_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens.toml").write_text("[tokens.a]\n")
     (tmp_path / "gateway.toml").write_text("http_prot = 1\n")
     with socket.socket() as taken:
@@ -198,9 +194,9 @@ def test_what_cannot_be_served_is_refused_with_one_line(tmp_path: Path) -> None:
             ("--http-port", "-1", "--grpc-port", port): (4, "in use"),
         }
         for words, (code, text) in wrong.items():
-            found, stderr = command(*words, folder=tmp_path)
-            assert (found, text in stderr) == (code, True), (words, found, stderr)
-            assert stderr.count("\n") <= 3 and "Traceback" not in stderr
+            done = CliRunner().invoke(app, ["gateway", *words])
+            assert (done.exit_code, text in done.stderr) == (code, True), (words, done.stderr)
+            assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +245,7 @@ def test_answers_are_their_own_requests_under_mixed_load(tmp_path: Path) -> None
         async with real(tmp_path) as controller, service(f"127.0.0.1:{controller.port}") as gateway:
             ends = Ends(gateway)
             who = gateway.caller("")
+            await until(gateway.ready)
             asks = [
                 Asked(model=MODEL, inputs=(image(1 + seed % 5, seed),), slo_ns=20 * 10**9)
                 for seed in range(60)
@@ -278,6 +275,7 @@ def test_a_model_that_an_operator_forces_out_comes_back(tmp_path: Path) -> None:
             address = f"127.0.0.1:{controller.port}"
             async with service(address) as gateway, connect(address, name="boss") as boss:
                 ends = Ends(gateway)
+                await until(gateway.ready)
                 wanted = Asked(model=MODEL, inputs=(image(1, 3),), slo_ns=10**10)
                 assert isinstance(await ends.of(wanted), Answered)
                 await boss.unload(MODEL, force=True)

@@ -547,6 +547,19 @@ def test_before_the_controller_is_there_everything_says_so_and_then_serves() -> 
     run(work())
 
 
+def test_while_no_worker_has_joined_no_model_is_called_unknown() -> None:
+    async def work() -> None:
+        with Controller(()) as controller:
+            async with service(controller.address, load=("toy",)) as serving:
+                error = await Ends(serving).of(asked())
+                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                assert await serving.index(ready=False) == []
+                controller.offers = ("toy",)
+                await until(lambda: serving.models.ready_versions("toy"))
+
+    run(work())
+
+
 def test_without_a_gpu_the_gateway_is_not_ready() -> None:
     async def work() -> None:
         with Controller() as controller:

@@ -167,6 +167,9 @@ class Models:
             known = self._offered.known(base)
         if not known and any(base == each for each, _ in self._versions):
             return base  # its worker is away; the controller has it still, perhaps
+        if not known and not self._offered:
+            text = f"no worker of the controller at {self._house.address} offers models yet"
+            raise FrontError(Status.UNAVAILABLE, text)
         if not known:
             raise _not_found(base)
         return known
