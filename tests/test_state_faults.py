@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -228,10 +229,15 @@ class TestRedis:
             array.pull(discard=True)
             assert list(array.copy()) == [1] * 5
 
-    def test_very_many_ranges_go_as_whole_chunks(
+    def test_many_ranges_of_a_chunk_go_as_a_mask(
         self, redis_address: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("slosched.functions.state.redis_store._MOST_RANGES", 10)
+        client = open_store(redis_address).client  # type: ignore[attr-defined]
+
+        def staged() -> set[bytes]:
+            return {key for key in client.scan_iter() if b":s:" in key}
+
+        before = staged()
         with State("shared", redis_address, own=True) as state:
             other, size = remote(redis_address), 150_000  # two chunks
             array, theirs = state.array("w", size), other.array("w", size)
@@ -240,7 +246,7 @@ class TestRedis:
             array.set(np.ones(size))
             mask = np.zeros(size, bool)
             mask[: size // 4 : 2] = True
-            mask[-1] = True
+            mask[-3:] = True
             kinds: list[list[Any]] = []
             real = state.store.call  # type: ignore[attr-defined]
 
@@ -251,9 +257,54 @@ class TestRedis:
 
             monkeypatch.setattr(state.store, "call", seen)
             assert array.push_partial(mask) == 8 * mask.sum()
-            assert kinds == [["F", 0, "P", 1]]
+            assert kinds == [["M", 0, "P", 1]]
             theirs.pull()
             assert (theirs.get() == np.where(mask, 1, 2)).all()
+            other.close()
+            assert staged() <= before, "staged parts are left"
+
+    def test_pushes_of_many_ranges_by_two_hosts_all_arrive(self, redis_address: str) -> None:
+        size, rounds = 20_000, 12
+        with State("shared", redis_address, own=True) as state:
+            other = remote(redis_address)
+            both = [each.array("w", size) for each in (state, other)]
+            both[0].set(np.zeros(size))
+            both[0].push()
+            places = np.arange(size) % 7
+            failed: list[BaseException] = []
+
+            def work(number: int) -> None:
+                try:
+                    for step in range(1, rounds + 1):
+                        values = both[number].get(writable=True)
+                        mine = places == number * 3
+                        values[mine] = step
+                        both[number].push_partial(mine)
+                        both[number].pull()
+                except BaseException as error:
+                    failed.append(error)
+
+            threads = [threading.Thread(target=work, args=(n,)) for n in (0, 1)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join(60)
+            assert not failed
+            both[0].pull(discard=True)
+            wanted = np.where((places == 0) | (places == 3), rounds, 0)
+            assert (both[0].copy() == wanted).all()
+            other.close()
+
+    def test_values_that_were_never_written_are_zeros_beside_a_mask(
+        self, redis_address: str
+    ) -> None:
+        with State("shared", redis_address, own=True) as state:
+            array = state.array("w", 5_000)
+            values = array.get(writable=True)
+            values[100:2_000:2] = 3.0
+            assert array.push_partial() == 8 * 950
+            other = remote(redis_address)
+            assert (other.array("w", 5_000).get() == values).all()
             other.close()
 
     def test_a_server_that_evicts_is_refused(self, redis_address: str) -> None:

@@ -41,7 +41,8 @@ return {'is', ARGV[4], '0'}
 """
 
 #: ARGV: id, merge token, lock token, writer, number, prefix of what is staged, kind and number of each chunk.
-#: A chunk of kind F is replaced; one of kind P has ranges: their number, start and length of each, the bytes.
+#: A chunk of kind F is replaced; one of kind P has ranges: their number, start and length of each, the bytes;
+#: one of kind M has the bytes amid zeros, and under ':k' a mask of the bits that stay.
 COMMIT = """
 local p = KEYS[1]
 if redis.call('HGET', p .. ':m', 'id') ~= ARGV[1] then return 'gone' end
@@ -55,13 +56,19 @@ elseif holder then
 end
 if ARGV[3] ~= '0' and redis.call('GET', p .. ':w') ~= ARGV[3] then return 'unlocked' end
 for i = 7, #ARGV, 2 do
-  if redis.call('EXISTS', ARGV[6] .. ARGV[i + 1]) == 0 then return 'missing' end
+  local staged = ARGV[6] .. ARGV[i + 1]
+  if redis.call('EXISTS', staged) == 0 then return 'missing' end
+  if ARGV[i] == 'M' and redis.call('EXISTS', staged .. ':k') == 0 then return 'missing' end
 end
 for i = 7, #ARGV, 2 do
   local chunk, staged = p .. ':c:' .. ARGV[i + 1], ARGV[6] .. ARGV[i + 1]
   if ARGV[i] == 'F' then
     redis.call('RENAME', staged, chunk)
     redis.call('PERSIST', chunk)
+  elseif ARGV[i] == 'M' then
+    redis.call('BITOP', 'AND', chunk, chunk, staged .. ':k')
+    redis.call('BITOP', 'OR', chunk, chunk, staged)
+    redis.call('UNLINK', staged, staged .. ':k')
   else
     local blob = redis.call('GET', staged)
     local count, at = struct.unpack('<I4', blob)

@@ -38,7 +38,7 @@ from slosched.functions.state.errors import (
     StateLimit,
     StoreLost,
 )
-from slosched.functions.state.ranges import Bytes, Ranges, cut, scattered, total
+from slosched.functions.state.ranges import Bytes, Ranges, cut, total
 from slosched.functions.state.store import DEFAULT_WAIT_NS, Commit, KeyInfo, Limits, Mode
 
 try:
@@ -55,8 +55,10 @@ CHUNK_BYTES = 2**20
 _BATCH = 8
 #: A chunk with more ranges than this is read from its first to its last at once.
 _RANGES_READ_APART = 16
-#: A commit of more ranges replaces whole chunks: each range holds up the server's other clients for 0.7 us.
-_MOST_RANGES = 200_000
+#: A chunk with more ranges than this is sent as a mask and its data: each range holds up the server's other
+#: clients for 2 us, both operations on the bits of a whole chunk of 1 MiB for less than 300 us.
+_RANGES_SENT_APART = 250
+_EACH_BIT = 0xFF
 _STAGED_MS = 60_000
 _LEASE_MS = 10_000
 _MERGE_LEASE_MS = 2_000
@@ -276,11 +278,6 @@ class RedisSpace:
 
     def commit(self, info: KeyInfo, commit: Commit) -> str:
         token = getattr(self._merging, "token", "")
-        if len(commit.ranges) > _MOST_RANGES and not token:
-            with self.merge_lock(
-                info
-            ):  # whole chunks replace the ranges, so no other push may come between
-                return self.commit(info, commit)
         staged = f"{self._at(info.key)}:s:{os.urandom(8).hex()}:"
         what = self._stage(info, commit, staged)
         args = [info.id, token, commit.token, commit.writer, commit.number, staged, *what]
@@ -306,7 +303,6 @@ class RedisSpace:
         done = 0
         data = np.ascontiguousarray(commit.data).data
         pieces = cut(commit.ranges, CHUNK_BYTES)
-        most = _MOST_RANGES // len(pieces) if len(commit.ranges) > _MOST_RANGES else _MOST_RANGES
         for first in range(0, len(pieces), _BATCH):
             with self._store.speaking(), self._client.pipeline(transaction=False) as pipe:
                 for chunk, each in pieces[first : first + _BATCH]:
@@ -314,28 +310,21 @@ class RedisSpace:
                     blob: Any = data[done : done + size]
                     done += size
                     length = min(CHUNK_BYTES, info.nbytes - chunk * CHUNK_BYTES)
-                    full = size == length or len(each) > most
-                    if full and size < length:
-                        blob = self._patched(info, chunk * CHUNK_BYTES, length, each, blob)
-                    elif not full:
+                    kind = "F" if size == length else "P"
+                    if kind == "P" and len(each) > _RANGES_SENT_APART:
+                        kind = "M"
+                        keep, blob = _masked(length, each, blob)
+                        pipe.set(f"{staged}{chunk}:k", keep, px=_STAGED_MS)
+                    elif kind == "P":
                         table = np.stack([each[:, 0], each[:, 1] - each[:, 0]], axis=1)
                         head = struct.pack("<I", len(each)) + table.astype("<u4").tobytes()
                         blob = head + bytes(blob)
                     pipe.set(f"{staged}{chunk}", blob, px=_STAGED_MS)
-                    what += ["F" if full else "P", chunk]
+                    what += [kind, chunk]
                 pipe.execute()
             if getattr(self._merging, "token", ""):
                 self._renew_mutex(info)
         return what
-
-    def _patched(
-        self, info: KeyInfo, start: int, length: int, ranges: Ranges, data: memoryview
-    ) -> memoryview:
-        """A whole chunk with the ranges changed. Within the merge mutex, so that it stays what was read."""
-        chunk = self._try_read(info, "c", np.array([[start, start + length]]))
-        assert chunk is not None  # one reply has one version
-        scattered(chunk, ranges, np.frombuffer(data, np.uint8))
-        return chunk.data
 
     def version(self, info: KeyInfo) -> str:
         with self._store.speaking():
@@ -483,6 +472,17 @@ def _wait(take: Callable[[], bool], timeout_ns: int, failed: str) -> None:
             raise LockTimeout(f"{failed} within {timeout_ns / 1e9:g} s; its holder may be stopped")
         sleep_ns(nap_ns)
         nap_ns = min(2 * nap_ns, _LONGEST_NAP_NS)
+
+
+def _masked(length: int, ranges: Ranges, data: Any) -> tuple[bytes, bytes]:
+    """Ranges of a chunk of `length` bytes: a mask with each bit set of what stays, and the data amid zeros."""
+    edges = np.zeros(length + 1, np.int8)
+    edges[ranges[:, 0]] += 1
+    edges[ranges[:, 1]] -= 1
+    changed = np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)
+    values = np.zeros(length, np.uint8)
+    values[changed] = np.frombuffer(data, np.uint8)
+    return (~changed * np.uint8(_EACH_BIT)).tobytes(), values.tobytes()
 
 
 def _unlocked(info: KeyInfo) -> LockLost:
