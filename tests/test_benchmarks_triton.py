@@ -61,18 +61,26 @@ def answer(status: int, body: bytes = b"{}") -> bytes:
 def test_each_end_of_a_request_is_counted() -> None:
     message = oip_client.infer_message("m", bytes(8), (1, 2), 25_000)
 
-    async def run() -> tuple[oip_client.Offered, tuple[int, bytes]]:
+    bodies: list[tuple[int, bytes]] = []
+
+    def heard(number: int, body: bytes) -> None:
+        bodies.append((number, body))
+
+    async def run() -> oip_client.Offered:
         answers = answer(200, b"first"), answer(503), answer(404), b"", answer(200, b"last")
-        async with server(*answers) as port, oip_client.HttpTarget(port, message) as target:
+        async with (
+            server(*answers) as port,
+            oip_client.HttpTarget(port, message, heard=heard) as target,
+        ):
             # Far enough apart that each is answered before the next one leaves.
             arrivals = [number * 60 * MS for number in range(len(answers))]
-            return await oip_client.offer(target, arrivals, 60_000 * MS), target.last
+            return await oip_client.offer(target, arrivals, 60_000 * MS)
 
-    found, last = asyncio.run(run())
+    found = asyncio.run(run())
     assert found.ends == ["answered", "refused", "failed", "failed", "answered"]
     assert [each >= 0 for each in found.latency_ns] == [True, False, False, False, True]
     assert found.in_time == 2 and found.sent == 5
-    assert last == (200, b"last")
+    assert bodies == [(0, b"first"), (4, b"last")]
     assert found.behind(2).ends == found.ends[2:]
 
 

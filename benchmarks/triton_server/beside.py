@@ -228,7 +228,7 @@ async def _offered(
 ) -> Offered:
     inputs = bytes(4 * INPUTS)
     if system.kind == "native":
-        target: Target = NativeTarget(servers.client, servers.model, inputs, slo_ns)
+        target: Target = NativeTarget(servers.client, servers.model, slo_ns, inputs)
         return await offer(target, arrivals, slo_ns)
     timeout_ns, name, port = slo_ns, "device", servers.gateway_port
     if system.kind == "triton":

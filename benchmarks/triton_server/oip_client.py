@@ -181,7 +181,8 @@ class _Connection(asyncio.Protocol):
         running, self.running = self.running, None
         if running is not None:
             running[1](running[0], _end_of(self._status))
-            self._pool.last = (self._status, body)
+            if self._status == 200 and self._pool.heard is not None:
+                self._pool.heard(running[0], body)
         self._pool.came(self)
 
     def _head(self) -> bool:
@@ -212,16 +213,19 @@ def _end_of(status: int) -> str:
 
 
 class HttpTarget:
-    """Sends `message` over as many kept connections as are needed. Use it in `async with`."""
+    """Sends `message`, or those in turn, over as many kept connections as are needed. Use it in `async with`.
 
-    def __init__(self, port: int, message: bytes) -> None:
-        self._port, self.message = port, message
+    `heard` is called with the number and the body of each request that was answered with 200.
+    """
+
+    def __init__(
+        self, port: int, *messages: bytes, heard: Callable[[int, bytes], None] | None = None
+    ) -> None:
+        self._port, self._messages, self.heard = port, messages, heard
         self._free: list[_Connection] = []
         self._all: set[_Connection] = set()
         self._opening: set[asyncio.Task[Any]] = set()
         self._waiting: deque[tuple[int, Done]] = deque()
-        #: The status and body of the answer that came last.
-        self.last: tuple[int, bytes] = (0, b"")
 
     async def __aenter__(self) -> HttpTarget:
         for _ in range(_FIRST_CONNECTIONS):
@@ -257,7 +261,7 @@ class HttpTarget:
 
     def _write(self, connection: _Connection, number: int, done: Done) -> None:
         connection.running = (number, done)
-        connection.transport.write(self.message)
+        connection.transport.write(self._messages[number % len(self._messages)])
 
     def came(self, connection: _Connection) -> None:
         """A connection is free."""
@@ -279,23 +283,28 @@ class HttpTarget:
 
 
 class NativeTarget:
-    """Sends inferences through slosched's own client."""
+    """Sends inferences with these inputs in turn through slosched's own client; `heard` as HttpTarget's."""
 
-    def __init__(self, client: AsyncClient, model: Model, frame: bytes, slo_ns: int) -> None:
-        self._client, self._model, self._frame, self._slo_ns = client, model, frame, slo_ns
-        #: The output of the answer that came last.
-        self.last = b""
+    def __init__(
+        self,
+        client: AsyncClient,
+        model: Model,
+        slo_ns: int,
+        *frames: bytes,
+        heard: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        self._client, self._model, self._frames, self._slo_ns = client, model, frames, slo_ns
+        self._heard = heard
 
     def send(self, number: int, done: Done) -> None:
         def on_reply(reply: Any, output: Frame | None) -> None:
             served = reply.code == Code.OK and output is not None
-            if served and output is not None:
-                self.last = bytes(output)
             done(number, ANSWERED if served else REFUSED)
+            if served and output is not None and self._heard is not None:
+                self._heard(number, bytes(output))
 
+        frame = self._frames[number % len(self._frames)]
         try:
-            self._client.submit(
-                self._model, slo_ns=self._slo_ns, frame=self._frame, on_reply=on_reply
-            )
+            self._client.submit(self._model, slo_ns=self._slo_ns, frame=frame, on_reply=on_reply)
         except ConnectionLost:
             done(number, FAILED)
