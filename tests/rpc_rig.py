@@ -57,6 +57,7 @@ class EchoService:
     needs_token: bool = False
     fails: FrontError | Exception | None = None
     in_time: bool = True
+    is_ready: bool = False
     asked: list[Asked] = field(default_factory=list)
     begun: list[Begun] = field(default_factory=list)
     cancelled: list[Asked] = field(default_factory=list)
@@ -132,7 +133,7 @@ class EchoService:
         return True
 
     def ready(self) -> bool:
-        return False
+        return self.is_ready
 
     async def model_ready(self, name: str, version: str) -> bool:
         return (name, version) == ("echo", "")

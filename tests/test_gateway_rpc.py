@@ -106,6 +106,17 @@ def test_what_tritonclient_asks_before_it_infers(echo: Served) -> None:
             asks.get_model_config("nope")
 
 
+def test_grpcs_own_health_check() -> None:
+    service = EchoService(needs_token=True)
+    with serving(service) as served, channel(served) as made:
+        check = made.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"", timeout=WITHIN_S) == b"\x08\x02"  # NOT_SERVING
+        service.is_ready = True
+        assert check(b"\x0a\x01x", timeout=WITHIN_S) == b"\x08\x01"  # SERVING
+        with pytest.raises(grpc.RpcError, match="Method not found"):
+            made.unary_unary("/grpc.health.v1.Health/Watch")(b"", timeout=WITHIN_S)
+
+
 def test_the_repository(echo: Served) -> None:
     with triton(echo) as asks:
         index = asks.get_model_repository_index()

@@ -71,12 +71,12 @@ def test_connections_have_a_bound() -> None:
 
 def test_rpcs_have_a_bound_and_health_has_room() -> None:
     service = EchoService(hold=True)
-    with serving(service, max_in_flight=4) as served, channel(served) as made:
-        held = [made.unary_unary(f"/{SERVICE}/ModelInfer").future(a_request()) for _ in range(67)]
-        served.until(lambda: len(service.begun) == 67)  # the service refuses what is beyond 4
+    with serving(service, max_in_flight=4, max_connections=2) as served, channel(served) as made:
+        held = [made.unary_unary(f"/{SERVICE}/ModelInfer").future(a_request()) for _ in range(69)]
+        served.until(lambda: len(service.begun) == 69)  # the service refuses what is beyond 4
         assert call(made, "ServerLive", b"")
         held.append(made.unary_unary(f"/{SERVICE}/ModelInfer").future(a_request()))
-        served.until(lambda: len(service.begun) == 68)
+        served.until(lambda: len(service.begun) == 70)
         failed = failure(made, "ModelInfer", a_request())
         assert failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         served.do(service.release)

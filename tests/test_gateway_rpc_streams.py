@@ -223,6 +223,26 @@ def test_a_client_that_takes_no_answers_is_not_read(
     assert list(stream.call) == []
 
 
+def test_streams_have_a_bound() -> None:
+    with serving(max_connections=2) as served, grpc.insecure_channel(served.address) as made:
+        first, second = RawStream(made), RawStream(made)
+        for each in (first, second):
+            each.send(a_request("a"))
+            assert each.ids(1) == ["a"]
+        third = RawStream(made)
+        with pytest.raises(grpc.RpcError, match="2 streams are open"):
+            next(third.call)
+        third.end()
+        first.end()
+        assert list(first.call) == []
+        fourth = RawStream(made)
+        fourth.send(a_request("b"))
+        assert fourth.ids(1) == ["b"]
+        for each in (second, fourth):
+            each.end()
+            assert list(each.call) == []
+
+
 def test_a_token_is_asked_for_at_the_beginning() -> None:
     service = EchoService(needs_token=True)
     with serving(service) as served, grpc.insecure_channel(served.address) as made:

@@ -100,7 +100,7 @@ def handler(service: Service, method: Method) -> grpc.RpcMethodHandler:
             return await method(Call(service, context))
         except FrontError as error:
             failure = error
-        except grpc.aio.AbortError:
+        except grpc.aio.BaseError:  # the RPC has ended already, or its client is gone
             raise
         except Exception as error:  # a bug must not take the client's connection down unanswered
             report(error)

@@ -16,13 +16,14 @@ from slosched.addresses import bracketed
 from slosched.errors import AddressInUse, InvalidConfig
 from slosched.fronts.rpc.calls import Call, handler
 from slosched.fronts.rpc.documents import METHODS
+from slosched.fronts.rpc.health import HEALTH_SERVICE, check
 from slosched.fronts.rpc.inference import Circumstances, answer_bytes, asked, parsed
 from slosched.fronts.rpc.messages import SERVICE
 from slosched.fronts.rpc.streams import IN_TIME, Streams
 from slosched.fronts.service import Service
 from slosched.gateway_config import GatewayConfig
 
-#: RPCs beside those that wait for inferences: health and metadata are answered under full load too.
+#: RPCs beside inferences and streams: health and metadata are answered under full load too.
 _SPARE_RPCS = 64
 #: RPCs of one connection at a time; more wait at their client.
 _MOST_PER_CONNECTION = 1024
@@ -54,7 +55,9 @@ class RpcFront:
     ) -> None:
         self.port = 0
         self._service, self._config, self._tls = service, config, tls
-        self._streams = Streams(service, config.max_request_bytes)
+        self._streams = Streams(
+            service, most=config.max_connections, max_bytes=config.max_request_bytes
+        )
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -63,11 +66,16 @@ class RpcFront:
         check_port(host, port)
         server = grpc.aio.server(
             options=tuple(_options(self._config).items()),
-            maximum_concurrent_rpcs=self._config.max_in_flight + _SPARE_RPCS,
+            maximum_concurrent_rpcs=self._config.max_in_flight
+            + self._config.max_connections
+            + _SPARE_RPCS,
         )
         # For each registered method grpc would have a wait of its own; for generic ones there is one for all.
         handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
-        server.add_generic_rpc_handlers((handlers,))
+        health = grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE, {"Check": handler(self._service, check)}
+        )
+        server.add_generic_rpc_handlers((handlers, health))
         address = f"{bracketed('::' if host == '*' else host)}:{port}"
         try:
             if self._tls is None:

@@ -15,7 +15,7 @@ from collections import deque
 import grpc
 
 from slosched.fronts.asked import Answered
-from slosched.fronts.errors import FrontError
+from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.rpc.calls import Call, report
 from slosched.fronts.rpc.inference import (
     Circumstances,
@@ -193,10 +193,10 @@ def _response(end: Answered | FrontError, request_id: str) -> bytes:
 
 
 class Streams:
-    """The streams of a server."""
+    """The streams of a server, at most `most` at a time; an idle one holds an RPC as long as it likes."""
 
-    def __init__(self, service: Service, max_bytes: int) -> None:
-        self._service, self._max_bytes = service, max_bytes
+    def __init__(self, service: Service, *, most: int, max_bytes: int) -> None:
+        self._service, self._most, self._max_bytes = service, most, max_bytes
         self._open: set[Stream] = set()
 
     def handler(self) -> grpc.RpcMethodHandler:
@@ -206,6 +206,11 @@ class Streams:
             call = Call(self._service, context)
             try:
                 caller = call.caller()
+                if len(self._open) >= self._most:
+                    raise FrontError(
+                        Status.RESOURCE_EXHAUSTED,
+                        f"{self._most} streams are open, and no more are allowed",
+                    )
             except FrontError as error:
                 await fail(context, error)
                 return
