@@ -206,13 +206,13 @@ def test_every_dtype_has_a_name_and_a_size_in_the_protocol() -> None:
 
 
 def test_descriptions_have_the_batch_in_front_in_metadata_and_not_in_the_config() -> None:
-    found = model_metadata(TOY, ["1"])
+    found = model_metadata(TOY, "toy", ["1"])
     assert found["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 4]}]
-    config = model_config(TOY, "1")
+    config = model_config(TOY, "toy", "1")
     assert config["max_batch_size"] == 4
     assert config["input"][0]["dims"] == [3, 4]
     assert config["input"][0]["data_type"] == "TYPE_FP32"
-    assert model_config(form(TEXTS), "1")["input"][0]["data_type"] == "TYPE_STRING"
+    assert model_config(form(TEXTS), "m", "1")["input"][0]["data_type"] == "TYPE_STRING"
     assert "system_shared_memory" in server_metadata(shared_memory=True)["extensions"]
     assert "system_shared_memory" not in server_metadata(shared_memory=False)["extensions"]
 

@@ -34,10 +34,13 @@ def server_metadata(*, shared_memory: bool) -> dict[str, Any]:
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
-def model_metadata(form: Form, versions: list[str]) -> dict[str, Any]:
-    """Inputs and outputs with the batch in front; `versions` are those that are ready."""
+def model_metadata(form: Form, name: str, versions: list[str]) -> dict[str, Any]:
+    """Inputs and outputs with the batch in front, of the model that was asked for as `name`.
+
+    `versions` are those that are ready.
+    """
     return {
-        "name": form.name,
+        "name": name,
         "versions": versions,
         "platform": PLATFORM,
         "inputs": [_described(each) for each in form.inputs],
@@ -53,11 +56,11 @@ def _described(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def model_config(form: Form, version: str) -> dict[str, Any]:
+def model_config(form: Form, name: str, version: str) -> dict[str, Any]:
     """The config in the form of the protocol's ModelConfig; dims are those of one row."""
     inputs = [_configured(each) for each in form.inputs]
     return {
-        "name": form.name,
+        "name": name,
         "platform": PLATFORM,
         "backend": PLATFORM,
         "version_policy": {"latest": {"num_versions": 1}},

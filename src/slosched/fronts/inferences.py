@@ -23,6 +23,7 @@ from slosched.fronts.callers import Caller
 from slosched.fronts.errors import FrontError, Refusal, Status
 from slosched.fronts.forms import Form
 from slosched.fronts.models import Version
+from slosched.fronts.names import name_and_version
 from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
 from slosched.messages import InferReply
@@ -185,7 +186,7 @@ class Inference:
         slo_ns = asked.slo_ns or slowest.slo_ns
         self._end(
             Answered(
-                model=model.base,
+                model=name_and_version(asked.model)[0],  # which may be another name of the model
                 version=model.version,
                 id=asked.id,
                 outputs=outputs,

@@ -16,6 +16,7 @@ from slosched.fronts.descriptions import model_config, model_metadata, server_me
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.inferences import Inference
 from slosched.fronts.models import Models, Version
+from slosched.fronts.names import name_and_version
 from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
 from slosched.fronts.statistics import in_ms
@@ -33,7 +34,9 @@ class Serving:
 
     def __init__(self, config: GatewayConfig, *, announce: Callable[[str], None]) -> None:
         self._config, self._announce = config, announce
-        self.regions = Regions()
+        self.regions = Regions(
+            enabled=config.shared_memory, max_part_bytes=config.max_request_bytes
+        )
         self.callers = Callers(config.tokens, self._open_session)
         self._house = Session(config.controller, name=HOUSE)
         self._sessions: dict[str, Session] = {}
@@ -217,12 +220,12 @@ class Serving:
         model = await self.models.ensure(name, version)
         assert model.form is not None
         versions = [model.version] if version else self.models.ready_versions(model.base)
-        return model_metadata(model.form, versions)
+        return model_metadata(model.form, name_and_version(name)[0], versions)
 
     async def model_config(self, name: str, version: str) -> service.Document:
         model = await self.models.ensure(name, version)
         assert model.form is not None
-        return model_config(model.form, model.version)
+        return model_config(model.form, name_and_version(name)[0], model.version)
 
     async def statistics(self, name: str, version: str) -> service.Document:
         models = self.models.counted(name, version) if name else self.models.ready
