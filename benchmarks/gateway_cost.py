@@ -350,7 +350,7 @@ async def run(
 async def served_by(
     children: dict[str, Child], client: AsyncClient, regions: dict[str, mmap], inputs: Any
 ) -> Served:
-    """Load the models, and ask the native client for the answers. Raises WrongAnswer for other than the sums."""
+    """Load the models, and ask the native client for the answers. Raises WrongAnswer if one is wrong."""
     http, rpc = ports(children["gateway"])
     models: dict[str, Model] = {}
     expected: dict[str, list[bytes]] = {}

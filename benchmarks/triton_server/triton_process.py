@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from venv import EnvBuilder
@@ -44,6 +44,12 @@ _DOWNLOAD_S, _READY_S, _END_S = 600.0, 60.0, 10.0
 _POLL_S = 0.05
 #: A port that was free may be taken before the server has it.
 _STARTS = 3
+#: Becomes the server, which the kernel ends with this process.
+_RUN = (
+    "import os, sys; from slosched.child_processes import end_with_parent; "
+    "end_with_parent(9); os.execv(sys.argv[1], sys.argv[1:])"
+)
+_STUB = b"triton_python_backend_stub"
 DEFAULT_CACHE = Path("~/.cache/slosched/triton")
 
 
@@ -159,15 +165,16 @@ class Triton:
     http_port: int
     grpc_port: int
     log: Path
-    shared_prefix: str = field(default="", repr=False)
+    shared_prefix: str  # of its stubs' memory, and on their command lines
 
     def stubs(self) -> list[int]:
-        """The processes of the Python backend, one for each instance, and one more for each model."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        """The processes of the Python backend, one for each instance, also when the server has died."""
         found = []
-        for each in children:
+        for each in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                found += [int(pid) for pid in each.read_text().split()]
+                words = each.read_bytes()
+                if _STUB in words and self.shared_prefix.encode() in words:
+                    found.append(int(each.parent.name))
         return found
 
     def check(self) -> None:
@@ -220,6 +227,7 @@ def _start(unpacked: Path, directory: Path, arguments: Sequence[str]) -> Triton:
     http, grpc, log = free_port(), free_port(), directory / "tritonserver.log"
     prefix = f"slosched_triton_{secrets.token_hex(4)}_"
     command = [
+        *(sys.executable, "-c", _RUN),
         str(_triton(unpacked, "bin", "tritonserver")),
         f"--model-repository={directory / 'models'}",
         f"--backend-directory={_backends(unpacked)}",
@@ -280,12 +288,10 @@ def _last_words(log: Path) -> str:
 
 def _end(triton: Triton) -> None:
     """End the server; what is left of its stubs and their shared memory goes too."""
-    stubs = triton.stubs()
     child_processes.end(triton.process, within_s=_END_S)
-    for pid in stubs:
-        with contextlib.suppress(OSError):
-            if b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+    for pid in triton.stubs():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     for region in Path("/dev/shm").glob(f"{triton.shared_prefix}*"):
         region.unlink(missing_ok=True)
 
