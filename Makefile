@@ -22,6 +22,10 @@ FIRST ?= 0
 SLOW_SEEDS ?= 140
 JOBS ?= $(shell nproc)
 
+# The checks start Python some thousand times: without bytecode each start compiles all that it imports, and each
+# run of pytest rewrites every assert.
+unexport PYTHONDONTWRITEBYTECODE
+
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 

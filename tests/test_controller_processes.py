@@ -384,6 +384,13 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
         )
 
 
+@pytest.fixture
+def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processes whose files may not grow: halves of bytecode would be left for every later import."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+
+@pytest.mark.usefixtures("no_bytecode")
 def test_a_full_disk_under_the_logs_is_told_once_and_serving_goes_on(two: Cluster) -> None:
     # The kernel then refuses to let any file of the controller grow past this, as a full disk would.
     limit = 6_000

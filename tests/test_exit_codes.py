@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -275,6 +276,8 @@ def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
         timeout=100,
         check=False,
         preexec_fn=no_room,
+        # Python would leave halves of modules' bytecode behind, which every later import stumbles over.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert ended.returncode == 1, (ended.stdout, ended.stderr)
     assert ended.stderr.splitlines()[-1].startswith("slosched: error: ")

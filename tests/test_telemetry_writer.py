@@ -261,6 +261,7 @@ def test_the_kernel_s_own_limit_on_file_size(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     body = """
 import resource
+sys.dont_write_bytecode = True  # halves of it would be left behind
 resource.setrlimit(resource.RLIMIT_FSIZE, (1003, resource.RLIM_INFINITY))
 for i in range(300): log.append(f"{i}\\t100")
 counts = log.close()
