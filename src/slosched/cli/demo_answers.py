@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slosched.cli.demo_models import DemoModel, demo_models
 from slosched.cli.output import say
-from slosched.errors import SloschedError
+from slosched.errors import MissingPackage, SloschedError
 
 if TYPE_CHECKING:
     from slosched.clients.aio import AsyncClient
@@ -44,7 +44,11 @@ def write_models(repository: Path) -> list[DemoModel]:
         if why:
             say(f"  {model.name} is left out: {why}")
             continue
-        source = model.write(repository)
+        try:
+            source = model.write(repository)
+        except MissingPackage as error:  # it is there, and cannot be imported
+            say(f"  {model.name} is left out: {error}")
+            continue
         made.append(model)
         files = sorted(path.name for path in (repository / model.name / "1").iterdir())
         say(f"  {model.name}/1: {', '.join(files)}; {source}")

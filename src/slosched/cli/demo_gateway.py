@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from slosched.cli.demo_answers import OutputsDiffer, compare
@@ -59,7 +60,7 @@ def ask_by_http(
     children.end(child)
     how = compare(model.name, [answer], [model.direct(repository)[0]], device)
     say("by plain HTTP, through slosched gateway:")
-    say(f"  curl {url} -d @{directory / QUESTION}")
+    say(f"  curl {url} -d @{quote(str(directory / QUESTION))}")
     say(f"  -> {model.meaning(answer)}; it equals a direct forward pass {how}")
     return f"gateway   one answer by plain HTTP: {model.meaning(answer)}"
 

