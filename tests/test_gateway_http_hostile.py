@@ -42,6 +42,11 @@ def is_well(gateway: Served) -> None:
         assert client.ask(inference(x_of(1, 2))).status == 200
 
 
+def until_held(gateway: Served, size: int) -> None:
+    """Wait until `size` bytes of bodies have come whose requests are not answered."""
+    gateway.until(lambda: gateway.front._bounds.held == size)
+
+
 def last_reply(gateway: Served, sent: bytes) -> Reply:
     """The answer to what ends its connection."""
     with Raw(gateway.port) as client:
@@ -333,11 +338,11 @@ def test_a_client_that_leaves_cancels_its_inference(gateway: Served) -> None:
 
 
 def test_a_client_that_leaves_in_its_body(gateway: Served) -> None:
-    for sent in (b"", b"abc"):
+    for sent in (b"abc", b"a" * 50_000):
         with Raw(gateway.port) as client:
             client.send(request(INFER, b"", "content-length: 100000", method="POST"), sent)
-            gateway.until(lambda: gateway.front._bounds.held == 100_000)
-        gateway.until(lambda: gateway.front._bounds.held == 0)
+            until_held(gateway, len(sent))
+        until_held(gateway, 0)
     assert not gateway.service.asked
 
 
@@ -440,18 +445,44 @@ def test_where_there_are_too_many_connections_one_that_waits_makes_way() -> None
             assert busy.reply().status == second.reply().status == 200
 
 
+def test_few_of_those_that_are_too_many_get_an_answer_and_none_stays() -> None:
+    with served(max_connections=1) as gateway, Raw(gateway.port) as busy:
+        busy.send(inference(x_of(1), model="slow"))
+        gateway.until(lambda: len(gateway.service.slow) == 1)
+        with contextlib.ExitStack() as stack:
+            more = [stack.enter_context(Raw(gateway.port)) for _ in range(100)]
+            answered = 0
+            for each in more:
+                with contextlib.suppress(EOFError, ConnectionError):
+                    assert each.reply().status == 503
+                    answered += 1
+            assert answered >= 64
+        gateway.until(lambda: not gateway.front._turned_away)
+        gateway.finish()
+        assert busy.reply().status == 200
+
+
 def test_bodies_of_all_clients_together_are_bounded() -> None:
     running = served(max_in_flight_bytes=1000, max_request_bytes=900)
     with running as gateway, Raw(gateway.port) as first, Raw(gateway.port) as other:
-        first.send(request(INFER, b"", "content-length: 900", method="POST"))
-        gateway.until(lambda: gateway.front._bounds.held == 900)
-        refused = other.ask(request(INFER, BODY.ljust(101)))
+        first.send(request(INFER, b"", "content-length: 900", method="POST"), b" " * 899)
+        until_held(gateway, 899)
+        refused = other.ask(request(INFER, BODY.ljust(102)))
         assert refused.status == 429 and refused.headers["retry-after"] == "1"
         chunks = other.ask(
-            request(INFER, b"", *CHUNKED, method="POST") + chunked(b" " * 101, end=b"")
+            request(INFER, b"", *CHUNKED, method="POST") + chunked(b" " * 102, end=b"")
         )
         assert chunks.status == 429 and other.ended()
-        assert first.ask(BODY.ljust(900)).status == 200
+        assert "JSON" in first.ask(b" ").error
+        # Two announce what only one of them may have: the second is ended when it sends it.
+        with Raw(gateway.port) as second:
+            for each in (first, second):
+                each.send(request(INFER, b"", "content-length: 600", method="POST"), b" " * 100)
+            until_held(gateway, 200)
+            first.send(b" " * 499)
+            until_held(gateway, 699)
+            assert second.ask(b" " * 400).status == 429 and second.ended()
+        assert "JSON" in first.ask(b" ").error
     assert gateway.front._bounds.held == 0
 
 

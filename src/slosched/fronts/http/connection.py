@@ -98,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(str(peer[0]).partition("%")[0])
         self.expires = self._bounds.after(self._bounds.limits.head_s)
-        if not self._joined(self):
+        if not self._joined(self) and not transport.is_closing():
             self._refuse(Rejected(503, "too many connections are open (--max-connections)"), -1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -113,6 +113,9 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         phase = self._phase
         if phase == _BODY:
+            if not self._hold(nbytes):
+                self._refuse(self._door.too_much(), -1)
+                return
             self._room = self._room[nbytes:]
             if not self._room:
                 self._serve()
@@ -279,13 +282,14 @@ class Connection(asyncio.BufferedProtocol):
             body = self._door.body(exchange, self._version)
             self._door.admit(exchange)
             self._door.check(exchange, body)
-            if not self._bounds.hold(body.size):
+            if self._bounds.held + body.size > self._bounds.most_held:
                 raise self._door.too_much()
+            if body.size:
+                exchange.body = _memory(body.size)
         except (FrontError, Rejected) as error:
             skip = -1 if body is None or body.chunked or body.expects else body.size
             self._refuse(error, skip if skip <= self._bounds.most_bytes else -1, method)
             return
-        self._held = body.size
         self._exchange, self._body = exchange, body
 
     def _begin_body(self) -> None:
@@ -305,24 +309,25 @@ class Connection(asyncio.BufferedProtocol):
         if not body.size:
             self._serve()
             return
-        exchange.body = content = bytearray(body.size)
+        content = memoryview(exchange.body)
         taken = min(self._have, body.size)
-        content[:taken] = self._head[:taken]
+        if not self._hold(taken):
+            self._refuse(self._door.too_much(), -1)
+            return
+        content[:taken] = self._view[:taken]
         self._use(taken)
         if taken == body.size:
             self._serve()
             return
-        self._phase, self._room = _BODY, memoryview(content)[taken:]
+        self._phase, self._room = _BODY, content[taken:]
         self.expires = self._bounds.body_by(body.size)
 
     def _take_chunks(self) -> bool:
         chunks = self._chunks
         try:
             taken = chunks.feed(self._head, self._have)
-            more = len(chunks.body) - self._held
-            if not self._bounds.hold(more):
+            if not self._hold(len(chunks.body) - self._held):
                 raise self._door.too_much()
-            self._held += more
         except Rejected as error:
             self._refuse(error, -1)
             return False
@@ -355,9 +360,8 @@ class Connection(asyncio.BufferedProtocol):
                 return
             try:
                 exchange.body = future.result()
-                if not self._bounds.hold(len(exchange.body)):
+                if not self._hold(len(exchange.body)):
                     raise self._door.too_much()
-                self._held += len(exchange.body)
             except Rejected as error:
                 self._reply(exchange, error_answer(error))
             else:
@@ -430,6 +434,13 @@ class Connection(asyncio.BufferedProtocol):
             limits = self._bounds.limits
             self.expires = self._bounds.after(limits.head_s if self._have else limits.idle_s)
 
+    def _hold(self, size: int) -> bool:
+        """Count bytes of a body that have come: what a client announces and does not send holds no memory."""
+        if not self._bounds.hold(size):
+            return False
+        self._held += size
+        return True
+
     def _release(self) -> None:
         self._bounds.held -= self._held
         self._held = 0
@@ -452,3 +463,11 @@ class Connection(asyncio.BufferedProtocol):
         assert parser is not None
         self._keep = parser.should_keep_alive()
         self._version = parser.get_http_version()
+
+
+def _memory(size: int) -> bytearray:
+    """Memory for a body, which the kernel gives as it is written. Raises Rejected where it has none."""
+    try:
+        return bytearray(size)
+    except MemoryError:
+        raise Rejected(503, f"there is no memory for a request of {size} bytes") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import ssl
 from email.utils import formatdate
 
@@ -23,6 +24,10 @@ from slosched.units import NS_PER_S
 #: A TLS handshake, and a TLS connection's end, take at most so long, in seconds.
 _HANDSHAKE_S, _SHUTDOWN_S = 10.0, 2.0
 _BACKLOG = 1024
+#: Connections beyond the most that get an answer before they are closed.
+_MOST_TURNED_AWAY = 64
+#: Files for everything but the connections that stay: sessions with the controller, gRPC, those turned away.
+_OTHER_FILES = 512
 
 
 class HttpFront:
@@ -47,7 +52,9 @@ class HttpFront:
         )
         own_host = not config.tokens and (config.bind == "localhost" or is_loopback(config.bind))
         self._door = Door(service, self._routes, self._bounds, own_host=own_host)
+        self._most = config.max_connections
         self._connections: set[Connection] = set()
+        self._turned_away: set[Connection] = set()  # they are told, and may not stay
         self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
@@ -60,6 +67,7 @@ class HttpFront:
 
     async def start(self) -> None:
         """Listen. Raises AddressInUse when the port is taken, InvalidConfig when it cannot be had."""
+        self._most = _room_for(self._config.max_connections)
         bind, port = self._config.bind, self._config.http_port
         names = ("127.0.0.1", "localhost")
         advice = "take another --http-port, or -1 for none"
@@ -110,7 +118,7 @@ class HttpFront:
         self._bounds.draining = True
         for server in self._servers:
             server.close()
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._turned_away]:
             connection.abort()
         self._routes.close()
         if self._timer is not None:
@@ -124,9 +132,12 @@ class HttpFront:
 
     def _joined(self, connection: Connection) -> bool:
         """Count a new connection. Where there are too many, the one that waits longest makes way for it."""
-        if len(self._connections) >= self._config.max_connections:
+        if len(self._connections) >= self._most:
             waiting = [each for each in self._connections if each.waits]
             if not waiting:
+                if len(self._turned_away) >= _MOST_TURNED_AWAY:
+                    connection.abort()
+                self._turned_away.add(connection)
                 return False
             oldest = min(waiting, key=lambda each: each.expires)
             self._connections.discard(oldest)
@@ -136,6 +147,7 @@ class HttpFront:
 
     def _left(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._turned_away.discard(connection)
         if not self._connections:
             self._empty.set()
 
@@ -143,7 +155,21 @@ class HttpFront:
         bounds = self._bounds
         bounds.tick += 1
         bounds.date = f"date: {formatdate(now_ns() / NS_PER_S, usegmt=True)}\r\n".encode()
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._turned_away]:
             if connection.expires <= bounds.tick:
                 connection.expired()
         self._timer = asyncio.get_running_loop().call_later(bounds.limits.tick_s, self._tick)
+
+
+def _room_for(connections: int) -> int:
+    """How many connections may be open: all, if the limit of this process's files can be raised for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    return max(min(connections, soft - _OTHER_FILES), min(connections, soft // 4), 1)
