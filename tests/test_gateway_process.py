@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 import socket
 import sys
@@ -286,3 +287,26 @@ def test_a_model_that_an_operator_forces_out_comes_back(tmp_path: Path) -> None:
                 assert isinstance(await ends.of(wanted), Answered)
 
     run(work())
+
+
+def test_the_page_s_table_of_metrics_is_what_is_served() -> None:
+    from slosched.fronts.counting import Counting
+
+    counting = Counting()
+    counting.ended("toy", "ok", "")
+    counting.answered("toy", 5_000_000)
+
+    async def served() -> str:
+        async with service("127.0.0.1:9") as gateway:
+            return counting.text([*gateway._gauges()]).decode()
+
+    text = asyncio.run(served())
+    kinds = dict(re.findall(r"^# TYPE (slosched_\S+) (\S+)$", text, re.MULTILINE))
+    page = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
+    rows = re.findall(r"^\| `(slosched_gateway_\S+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    assert {name: kind for name, kind, _ in rows} == kinds
+    for name, _, labels in rows:
+        found = re.search(rf"^{name}(?:_bucket)?(?:{{(.*?)}})? ", text, re.MULTILINE)
+        assert found is not None
+        shown = {each.partition("=")[0] for each in (found[1] or "").split(",") if each}
+        assert shown - {"le"} == {each for each in labels.strip().split(", ") if each}, name

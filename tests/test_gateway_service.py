@@ -503,7 +503,7 @@ def test_a_model_that_an_operator_unloads_is_loaded_again_by_the_next_request() 
                 controller.code = 0
                 assert isinstance(await ends.of(asked()), Answered)
                 assert loads(controller) == ["toy", "toy"]
-                controller.loaded.clear()  # and one that nobody asks for: the next look finds it out
+                controller.loaded.clear()  # and one without requests: the next look finds it out
                 await until(lambda: not serving.models.ready)
 
     run(work())

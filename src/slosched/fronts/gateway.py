@@ -178,7 +178,7 @@ class GatewayServer:
 
 
 def _missing(error: ImportError) -> Exception:
-    """MissingPackage where a package of the extra lacks; anything else is a fault of ours."""
+    """MissingPackage where a package of the extra lacks; anything else is a fault of this program."""
     package = (error.name or "").partition(".")[0]
     if package in ("httptools", "grpc", "google"):
         return MissingPackage(
