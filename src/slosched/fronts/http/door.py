@@ -7,6 +7,7 @@ takes none that a page of another origin sends, either.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from slosched.addresses import is_loopback
@@ -108,7 +109,7 @@ class Door:
         if body.size > most:
             raise Rejected(
                 413,
-                f"the request has {body.size} bytes; at most {most} are taken (--max-request-bytes)",
+                f"the request has {body.size} bytes; at most {most} are taken (--max-request)",
             )
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is None:
@@ -137,6 +138,7 @@ class Door:
         )
 
 
+@lru_cache(maxsize=64)
 def _is_here(host: bytes) -> bool:
     """Whether HOST or HOST:PORT names this machine to itself."""
     text = host.decode("latin-1").lower()
