@@ -107,9 +107,9 @@ class Door:
         """Whether the body may come. Raises Rejected."""
         most = self.most_bytes(exchange)
         if body.size > most:
+            option = " (--max-request)" if most == self._bounds.most_bytes else ""
             raise Rejected(
-                413,
-                f"the request has {body.size} bytes; at most {most} are taken (--max-request)",
+                413, f"the request has {body.size} bytes; at most {most} are taken{option}"
             )
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is None:
