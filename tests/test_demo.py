@@ -248,7 +248,7 @@ def test_each_model_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch
         "digits": "scikit-learn is not installed (pip install slosched[digits])",
     }
     lacking.clear()
-    there.origin = None  # a folder of that name, which is no package
+    there.origin = None  # a folder of that name is not a package
     assert "torchcrepe" in Pitch().left_out()
     there.origin = "x"
     assert not any(model.left_out() for model in demo_models())
