@@ -20,6 +20,7 @@ from slosched.daemon.repository.listing import (
     MOST_VERSIONS,
     Listing,
     Version,
+    newest_first,
     offered,
     packed,
 )
@@ -377,7 +378,7 @@ def test_a_workers_own_models_keep_their_names() -> None:
 def test_the_newest_versions_are_offered_where_there_are_too_many() -> None:
     every: list[Version] = [version("net:1"), version("net:2"), version("net:10")]
     every += [version(f"m{number}:1") for number in range(MOST_VERSIONS - 2)]
-    found = offered(Listing(tuple(every)), ())
+    found = offered(Listing(tuple(newest_first(every))), ())
     assert len(found.versions) == MOST_VERSIONS
     assert {"net:10", "net:2"} <= set(names(found)) and "net:1" not in names(found)
     assert found.left_out[0][0] == "*" and found.left_out[0][1].startswith("1 of the older")

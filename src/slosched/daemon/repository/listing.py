@@ -42,7 +42,7 @@ def packed(source: ModelSource) -> bytes:
 
 
 class Listing(msgspec.Struct, frozen=True, array_like=True):
-    """What a repository holds: versions by name, and (name, reason) of what cannot be offered."""
+    """What a repository holds: versions, the newest of each name first, and (name, reason) of the others."""
 
     versions: tuple[Version, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -51,7 +51,7 @@ class Listing(msgspec.Struct, frozen=True, array_like=True):
 def offered(listing: Listing, own: Collection[str]) -> Listing:
     """What of `listing` a worker offers beside its `own` models, which keep their plain names.
 
-    The newest version of each name comes before the older ones where there are too many.
+    The first of its versions count where there are too many. The worker's loop calls this, so it is quick.
     """
     left_out = list(listing.left_out)
     taken = set(own)
@@ -59,12 +59,12 @@ def offered(listing: Listing, own: Collection[str]) -> Listing:
     kept: list[Version] = []
     names, name_bytes = len(own), sum(len(name.encode()) for name in own)
     beyond = 0
-    for version in _newest_first(listing.versions):
-        plain = split_version(version.name)[0]
+    for version in listing.versions:
+        plain = version.folder.partition("/")[0]
         if canonical_model(plain) in taken or version.name in taken:
             clashing.add(plain)
             continue
-        names, name_bytes = names + 1, name_bytes + len(version.name.encode())
+        names, name_bytes = names + 1, name_bytes + len(version.name)  # they are ASCII
         if names > MOST_NAMES or len(kept) >= MOST_VERSIONS or name_bytes > MOST_NAME_BYTES:
             beyond += 1
         else:
@@ -79,12 +79,11 @@ def offered(listing: Listing, own: Collection[str]) -> Listing:
             f"at most {MOST_NAME_BYTES} bytes"
         )
         left_out.insert(0, ("*", text))
-    kept.sort(key=lambda version: version.name)
     return Listing(tuple(kept), _bounded(left_out))
 
 
-def _newest_first(versions: Iterable[Version]) -> list[Version]:
-    """By how many newer versions of the same name there are, then by name."""
+def newest_first(versions: Iterable[Version]) -> list[Version]:
+    """`versions` by how many newer ones of the same name there are, then by name."""
     by_name: dict[str, list[Version]] = {}
     for version in versions:
         by_name.setdefault(split_version(version.name)[0], []).append(version)

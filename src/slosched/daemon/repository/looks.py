@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from slosched.config import ModelSource
 from slosched.daemon.repository.describing import name_of
-from slosched.daemon.repository.listing import Listing, Version, packed
+from slosched.daemon.repository.listing import Listing, Version, newest_first, packed
 from slosched.daemon.repository.scanning import Found, Look, in_words
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
@@ -57,8 +57,7 @@ class Looks:
                 versions.append(known.version)
         self._seen = seen
         left_out += self._settled_faults(look, first, now_ns)
-        versions.sort(key=lambda version: version.name)
-        listing = Listing(tuple(versions), tuple(sorted(left_out)))
+        listing = Listing(tuple(newest_first(versions)), tuple(sorted(left_out)))
         if listing == self._listing and not first:
             return None
         self._listing = listing
