@@ -351,6 +351,7 @@ def with_data(data: bytes, datatype: bytes = b"FP32") -> bytes:
         with_data(b"[" * 50 + b"]" * 50),
         with_data(b"[" * 10**4 + b"]" * 10**4),
         with_data(b'"\\ud800"', b"BYTES"),
+        with_data(b"NaN").replace(b'"x"', b'"\\ud800"'),
     ],
 )
 def test_json_that_is_none(client: Raw, body: bytes) -> None:

@@ -130,7 +130,7 @@ def decoded(decode: Any, document: Frame | bytearray) -> Any:
         )
     try:
         return decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise refused(f"failed to parse the request JSON buffer: {error}") from None
     except RecursionError:
         raise refused("failed to parse the request JSON buffer: it is nested too deep") from None

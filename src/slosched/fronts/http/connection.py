@@ -403,6 +403,7 @@ class Connection(asyncio.BufferedProtocol):
         A socket that is closed before all that came is read is reset, and its client may lose the answer.
         """
         self._exchange, self._body = None, None
+        self._room, self._chunks = self._view[:0], Chunks(0)
         self._release()
         answer = error_answer(error)
         if skip < 0 or not self._keep or self._bounds.draining:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import struct
 import sys
 from array import array
@@ -40,6 +41,9 @@ _LETTERS = {
 BINARY_ONLY = ("FP16", "BF16")
 #: Lists in lists; a tensor has at most 16 dimensions and a batch.
 _MOST_DEPTH = 17
+
+#: json takes half of a surrogate pair for a character.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _floats = msgspec.json.Decoder(list[float])
 _whole = msgspec.json.Decoder(list[int])
@@ -87,7 +91,9 @@ def odd_json(text: bytes) -> Any:
     """What JSON with NaN and infinities has. Raises ValueError, also for a number that is too large."""
     if b"NaN" not in text and b"Infinity" not in text:
         raise ValueError("it is not JSON, or has a number that is too large")
-    return json.loads(text, parse_float=_finite)
+    if _SURROGATE.search(text):
+        raise ValueError("it has NaN or infinity, and a character written as two surrogates")
+    return json.loads(text.decode(), parse_float=_finite)
 
 
 def _finite(text: str) -> float:
@@ -202,7 +208,7 @@ def _brain_floats(values: list[Any]) -> bytes:
 
 def _kept(values: list[Any], packed: Sequence[float]) -> bool:
     """Whether what was finite still is."""
-    if all(map(math.isfinite, packed)):
+    if math.isfinite(sum(packed)):
         return True
     return all(
         math.isfinite(there) or not math.isfinite(value)
@@ -221,7 +227,7 @@ def values_of(data: Frame, datatype: str, count: int) -> list[Any]:
         if len(found) != count:
             raise ValueError(f"{len(found)} elements came, and the shape has {count}")
         return [each.decode() for each in found]
-    if len(view) != SIZES[datatype] * count:
+    if len(view) != SIZES.get(datatype, -1) * count:
         raise ValueError(f"{len(view)} bytes came for {count} elements of {datatype}")
     if datatype == "FP16":
         return list(struct.unpack(f"<{count}e", view))
