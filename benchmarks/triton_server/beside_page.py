@@ -86,6 +86,8 @@ def one_setting(document: Record, instances: int) -> str:
 
 # ------------------------------------------------------------------------------------ the tables
 
+#: Our systems by kind, and their titles.
+_OURS = {"gateway": "gateway", "hasty": "gateway, told 1 ms less", "native": "native client"}
 _KINDS = [(n, which) for n in (1, 2) for which in ("documented", "one", "best")]
 
 
@@ -111,10 +113,10 @@ def _ratios(document: Record, cells: Sequence[str]) -> str:
 def _shares(document: Record, cells: Sequence[str]) -> str:
     rows = []
     for cell in cells:
-        ours = [next(iter(in_cell(document, cell, kind)), None) for kind in ("gateway", "native")]
+        ours = [next(iter(in_cell(document, cell, kind)), None) for kind in _OURS]
         theirs = [of_triton(document, cell, n, which) for n, which in _KINDS]
         rows.append([*_names(cell), *(_percent(share(each)) for each in [*ours, *theirs])])
-    found = table(["SLO", "load", "gateway", "native client", *_titles()], rows)
+    found = table(["SLO", "load", *_OURS.values(), *_titles()], rows)
     words = [
         f"With {n} instance(s) the one setting is: {_words(one_setting(document, n))}. Best by cell: "
         + "; ".join(_best(document, cells, n))
@@ -147,7 +149,7 @@ def _latencies(document: Record, cells: Sequence[str]) -> str:
         ]
         records += [of_triton(document, cell, n, "best") for n in (1, 2)]
         rows.append([*_names(cell), *(_latency(each) for each in records)])
-    titles = ["gateway", "native client", "Triton, best, 1 inst.", "Triton, best, 2 inst."]
+    titles = [*_OURS.values(), "Triton, best, 1 inst.", "Triton, best, 2 inst."]
     return table(["SLO", "load", *titles], rows)
 
 

@@ -26,7 +26,7 @@ from slosched.units import NS_PER_S
 #: Ends of a request. ANSWERED may still be too late.
 ANSWERED, REFUSED, FAILED, LOST = "answered", "refused", "failed", "lost"
 _LEAD_NS = 20_000_000
-_MOST_CONNECTIONS, _FIRST_CONNECTIONS = 1024, 32
+_MOST_CONNECTIONS, _FIRST_CONNECTIONS = 1024, 256
 _HEAD_BYTES = 65536
 
 Done = Callable[[int, str], None]
