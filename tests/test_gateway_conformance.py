@@ -86,6 +86,9 @@ def test_the_page_has_a_row_for_each_difference() -> None:
     for each in DIFFERENCES:
         row = f"| {each['what']} | {each['triton']} | {each['slosched']} | {each['reason']} |"
         assert row in page, f"docs/gateway.md lacks: {row}"
+    assert f"{len(GOLDEN)} requests, right and wrong" in page
+    assert f"texts to {len(GOLDEN) - len(LISTED)} of them" in page
+    assert f"The other {len(LISTED)}:" in page
 
 
 def test_two_readers_of_the_same_numbers_agree() -> None:
