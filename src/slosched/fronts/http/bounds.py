@@ -12,7 +12,6 @@ from dataclasses import dataclass
 NEVER = 2**62
 #: The head of a request, with what a client sends behind a request before it has its answer.
 HEAD_BYTES = 16 * 1024
-MOST_HEADERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)

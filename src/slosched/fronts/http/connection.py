@@ -21,15 +21,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
-import httptools
-
 from slosched.addresses import is_loopback
 from slosched.fronts.errors import FrontError
 from slosched.fronts.http.answers import Answer, Rejected, error_answer, head
-from slosched.fronts.http.bounds import HEAD_BYTES, MOST_HEADERS, NEVER, Bounds
+from slosched.fronts.http.bounds import HEAD_BYTES, NEVER, Bounds
 from slosched.fronts.http.chunks import Chunks, inflated
-from slosched.fronts.http.door import HEEDED, Body, Door
+from slosched.fronts.http.door import Body, Door
 from slosched.fronts.http.exchange import Exchange
+from slosched.fronts.http.heads import Head
 
 _HEAD: Final = 0
 _BODY: Final = 1
@@ -79,12 +78,6 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._stalled = False  # the client does not take what is written
         self._unsent = 0
-        # What the parser says of a head
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._count = 0
-        self._repeated = b""
-        self._parser: httptools.HttpRequestParser | None = None
 
     @property
     def waits(self) -> bool:
@@ -154,7 +147,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
-        self._parser = None
         self.expires = NEVER
         exchange, self._exchange = self._exchange, None
         self._release()
@@ -248,37 +240,30 @@ class Connection(asyncio.BufferedProtocol):
             elif have == HEAD_BYTES:
                 self._refuse(Rejected(431, f"a head has at most {HEAD_BYTES} bytes"), -1)
             return False
-        self._target, self._headers = b"", {}
-        self._count, self._repeated = 0, b""
-        parser = self._parser = httptools.HttpRequestParser(self)
         try:
-            parser.feed_data(self._view[:end])
-        except httptools.HttpParserUpgrade:
-            pass  # an offer, which a server may leave
-        except httptools.HttpParserError as error:
-            self._refuse(Rejected(400, f"this is not an HTTP request: {error}"), -1)
+            found = Head(self._view[:end])
+        except Rejected as error:
+            self._refuse(error, -1)
             return False
-        self._begin(parser.get_method().decode())
+        self._keep, self._version = found.keep, found.version
+        self._begin(found)
         if self._phase != _LINGER:
             self._use(end)
             self._begin_body()
         return True
 
-    def _begin(self, method: str) -> None:
+    def _begin(self, found: Head) -> None:
         """Decide on a request by its head: what it asks for, and the form of its body."""
         exchange = Exchange(
-            method,
-            self._target.decode("latin-1"),
-            self._headers,
+            found.method,
+            found.target.decode("latin-1"),
+            found.headers,
             local=self._local,
             reply=self._reply,
         )
         body = None
         try:
-            if self._repeated:
-                raise Rejected(400, f"the header {self._repeated.decode('latin-1')} is repeated")
-            if self._count > MOST_HEADERS:
-                raise Rejected(431, f"a request has at most {MOST_HEADERS} headers")
+            found.check()
             body = self._door.body(exchange, self._version)
             self._door.admit(exchange)
             self._door.check(exchange, body)
@@ -288,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
                 exchange.body = _memory(body.size)
         except (FrontError, Rejected) as error:
             skip = -1 if body is None or body.chunked or body.expects else body.size
-            self._refuse(error, skip if skip <= self._bounds.most_bytes else -1, method)
+            self._refuse(error, skip if skip <= self._bounds.most_bytes else -1, found.method)
             return
         self._exchange, self._body = exchange, body
 
@@ -445,25 +430,6 @@ class Connection(asyncio.BufferedProtocol):
     def _release(self) -> None:
         self._bounds.held -= self._held
         self._held = 0
-
-    # ------------------------------------------------------------ what httptools calls
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count += 1
-        name = name.lower()
-        if name in HEEDED:
-            if name in self._headers:
-                self._repeated = name
-            self._headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        assert parser is not None
-        self._keep = parser.should_keep_alive()
-        self._version = parser.get_http_version()
 
 
 def _memory(size: int) -> bytearray:

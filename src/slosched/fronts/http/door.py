@@ -18,21 +18,6 @@ from slosched.fronts.http.exchange import Exchange
 from slosched.fronts.http.routes import Routes
 from slosched.fronts.service import Service
 
-#: The headers that are read; one that stands twice makes a request wrong.
-HEEDED = frozenset(
-    {
-        b"host",
-        b"origin",
-        b"authorization",
-        b"content-length",
-        b"content-encoding",
-        b"transfer-encoding",
-        b"expect",
-        b"inference-header-content-length",
-        b"slosched-slo",
-    }
-)
-
 
 class Body(NamedTuple):
     """The form of a request's body. `size` is 0 for a chunked one, `most` the bytes that it may have."""
