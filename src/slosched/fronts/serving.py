@@ -229,8 +229,11 @@ class Serving:
 
     async def statistics(self, name: str, version: str) -> service.Document:
         models = self.models.counted(name, version) if name else self.models.ready
+        asked = name_and_version(name)[0]  # perf_analyzer looks for the name that it asked for
         return {
-            "model_stats": [each.statistics.document(each.base, each.version) for each in models]
+            "model_stats": [
+                each.statistics.document(asked or each.base, each.version) for each in models
+            ]
         }
 
     def metrics(self) -> bytes:
