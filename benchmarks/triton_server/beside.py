@@ -95,8 +95,8 @@ Record = dict[str, Any]
 class Lengths:
     """Seconds of a run: of the search, and of what is compared; and what is not counted at its begin."""
 
-    search_s: float = 0.8
-    final_s: float = 2.5
+    search_s: float = 0.7
+    final_s: float = 2.2
     settle_s: float = 0.3
 
 

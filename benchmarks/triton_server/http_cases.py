@@ -19,7 +19,7 @@ PAIR = "/v2/models/pair/infer"
 
 @dataclass(frozen=True)
 class HttpCase:
-    """One request. `occupied`: the model `slow` is busy for a tenth of a second when it comes."""
+    """One request. `occupied`: the model `slow` is busy when it comes."""
 
     name: str
     data: bytes

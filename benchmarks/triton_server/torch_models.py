@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 #: As in triton_models.py, which cannot be imported here.
-SLOW_S = 0.1
+SLOW_S = 0.05
 
 WORKER = """
 [models.pair]

@@ -1,6 +1,6 @@
 """The models that Triton and slosched are asked about in conformance.py: the same, for each of the two.
 
-`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for a tenth of
+`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for a twentieth of
 a second, and `spare` is in the repository but not loaded.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from triton_process import Model
 
-SLOW_S = 0.1
+SLOW_S = 0.05
 
 _PAIR = """
 import numpy as np
