@@ -16,7 +16,7 @@ from slosched.daemon.controller import ControllerServer
 from slosched.daemon.worker import WorkerServer
 from slosched.fronts.asked import Answered, Asked, NamedTensor
 from slosched.fronts.callers import Caller
-from slosched.fronts.errors import FrontError
+from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.inferences import Inference
 from slosched.fronts.serving import Serving
 from slosched.gateway_config import GatewayConfig
@@ -153,6 +153,20 @@ async def until(holds: Callable[[], object], within_s: float = 20.0) -> None:
     async with asyncio.timeout(within_s):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+async def status_of(work: Coroutine[Any, Any, Any]) -> tuple[Status, str]:
+    """Status and text of the refusal in which `work` ends."""
+    try:
+        await work
+    except FrontError as error:
+        return error.status, error.text
+    raise AssertionError("it was not refused")
+
+
+def nothing_is_held(serving: Serving) -> bool:
+    quota = serving._quota
+    return (serving.running, quota.rows_now, quota.bytes_now) == (0, 0, 0)
 
 
 def hellos(controller: FakeController) -> list[tuple[str, float]]:

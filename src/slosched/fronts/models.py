@@ -5,9 +5,10 @@
     ready --unload, or a newer version is ready--> unavailable
     unavailable --load--> loading
 
-A name without a version means the newest version that is ready. When the workers offer a newer one it is
-loaded beside it, takes over when it is ready, and the older one is given up unless it was asked for by its
-number. Where `load` alone loads (--model-control explicit), and after an `unload`, a request loads nothing.
+A name without a version means the newest version that is ready. When the workers offer a newer one, or no
+longer the one that serves, the newest is loaded beside it, takes over when it is ready, and the other is given
+up unless it was asked for by its number. Where `load` alone loads (--model-control explicit), and after an
+`unload`, a request loads nothing.
 """
 
 from __future__ import annotations
@@ -247,11 +248,11 @@ class Models:
         current = self._current.get(entry.base)
         if current is entry:
             return
-        if current is not None and int(current.version) > int(entry.version):
+        if current is not None and not self._goes_before(entry.version, current):
             return
         self._current[entry.base] = entry
         if current is not None and not current.asked_for:
-            self._retire(current, "a newer version took over")
+            self._retire(current, "another version took over")
 
     def _retire(self, entry: Version, reason: str) -> None:
         """No request gets this version any more; it is given up once what runs on it has ended."""
@@ -380,8 +381,13 @@ class Models:
         self._find_lost(ready, {each.model_id for each in listing.models})
         for base, current in [*self._current.items()]:
             newest = self._offered.newest(base)
-            if newest and int(newest) > int(current.version):
+            if newest and self._goes_before(newest, current):
                 self._begin(self._load_newer(self._entry(base, newest)))
+
+    def _goes_before(self, version: str, current: Version) -> bool:
+        """Whether `version` should serve in place of `current`: it is newer, or the other was taken back."""
+        newer = int(version) - int(current.version)
+        return newer > 0 or (newer < 0 and not self._offered.full(current.base, current.version))
 
     def _find_lost(self, ready: Sequence[Version], known: set[int]) -> None:
         """Which of these, ready when it was asked, the controller does not know by now."""
@@ -401,7 +407,7 @@ class Models:
             await self._load(entry)
         except FrontError as error:
             entry.failed_ns = entry.failed_ns or now_ns()
-            self._announce(f"the newer model {entry.full} is not loaded: {error.text}")
+            self._announce(f"model {entry.full}, the newest, is not loaded: {error.text}")
         else:
             self._announce(f"model {entry.full} took over")
 
@@ -450,7 +456,12 @@ class Models:
             return [_indexed(each) for each in self.ready]
         if not self._first.is_set():
             await self._wait_for_first()
-        seen = {key: each for key, each in self._versions.items() if each.reason != _NEVER_LOADED}
+        seen = {
+            key: each
+            for key, each in self._versions.items()
+            if each.state is not UNAVAILABLE
+            or (each.reason != _NEVER_LOADED and self._offered.full(*key))
+        }
         touched = {base for base, _ in seen}
         rows: list[tuple[str, int, dict[str, Any]]] = []
         for base in self._offered:
