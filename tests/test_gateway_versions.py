@@ -1,4 +1,4 @@
-"""The models of a gateway: which are loaded when, versions that take over, and a controller that is restarted."""
+"""The models of a gateway: which are loaded when, versions that take over, a controller that is restarted."""
 
 from __future__ import annotations
 
