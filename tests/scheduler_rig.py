@@ -189,7 +189,9 @@ class Rig:
         )
         self.step()
 
-    def prepared(self, worker_id: int = 0, *, pages: int = 1, scale: float = 1.0) -> None:
+    def prepared(
+        self, worker_id: int = 0, *, pages: int = 1, scale: float = 1.0, digest: str = ""
+    ) -> None:
         """Answer every LoadModel that waits at the worker."""
         for action in self.to_worker(LoadModel, worker_id):
             self.from_worker(
@@ -210,6 +212,7 @@ class Rig:
                     random_weights=True,
                     received_ns=self.now_ns,
                     sent_ns=self.now_ns,
+                    digest=digest,
                 ),
                 worker_id,
             )

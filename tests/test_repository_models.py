@@ -72,10 +72,14 @@ def test_two_models_with_the_same_modules_do_not_meet(served: tuple[CpuRig, Repo
     rig, repository = served
     repository.scaled("double/1", 2.0)
     repository.scaled("triple/1", 3.0)
-    offer(rig, repository, "double/1", "triple/1")
-    for model_id, (name, factor) in enumerate((("double:1", 2), ("triple:1", 3))):
-        prepared(rig, name, model_id)
+    repository.scaled("copy/1", 3.0)
+    offer(rig, repository, "double/1", "triple/1", "copy/1")
+    digests: list[str] = []
+    for model_id, (name, factor) in enumerate((("double:1", 2), ("triple:1", 3), ("copy:1", 3))):
+        digests.append(prepared(rig, name, model_id).digest)
         assert np.array_equal(answer(rig, name, model_id), ROW * factor)
+
+    assert digests[0] != digests[1] == digests[2] and len(digests[0]) == 64
 
 
 def test_a_changed_version_is_as_it_was_until_it_is_unloaded(
@@ -218,8 +222,8 @@ def test_a_file_that_is_replaced_after_the_look_is_not_built(
 
 
 def build(repository: Repository, version: Version, packages: Packages) -> Any:
-    with opened(str(repository.path), version, packages) as source:
-        return source_spec(source).build()
+    with opened(str(repository.path), version, packages) as found:
+        return source_spec(found.source).build()
 
 
 def test_modules_of_one_process_are_apart_and_go_with_their_version(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from slosched.messages import (
     Offer,
     UnloadModelReply,
     UnloadModelRequest,
+    WorkerGoodbye,
 )
 from slosched.units import NS_PER_S
 from worker_rig import WEIGHTS_NS, VirtualWorker
@@ -268,6 +269,21 @@ def test_what_is_left_out_is_in_the_status_and_in_the_answer(rig: Offering) -> N
     assert rig.notes().count("digits:3") == 1
     asked = rig.reply_to(rig.asks("other"))
     assert asked.code == Code.UNKNOWN_MODEL
+
+
+def test_other_files_under_a_name_are_not_used_beside_the_first(rig: Offering) -> None:
+    rig.joins("digits:1")
+    rig.joins("digits:1", worker_id=1)
+    rig.asks("digits")
+    for worker_id, digest in ((0, "a" * 64), (1, "b" * 64)):
+        rig.prepared(worker_id, digest=digest)
+        rig.steps()
+    second = rig.scheduler.cluster.workers[1]
+    assert not second.prepared and "files bbbbbbbb" in second.unlike["digits:1"].reason
+    rig.weights_loaded()
+    rig.from_worker(WorkerGoodbye(50))
+    rig.steps()
+    assert second.prepared["digits:1"].digest == "b" * 64 and not second.unlike
 
 
 def test_a_plain_name_unloads_each_version_that_the_client_uses(rig: Offering) -> None:

@@ -532,6 +532,9 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     boundaries_ns: PerRequest = ()
     urgent_ns: Number = 0
     function: FunctionInfo | None = None  # None: it is a model
+    digest: Name = (
+        ""  # of the files of a repository's version, the same on each worker that has these
+    )
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):

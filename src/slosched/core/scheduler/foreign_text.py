@@ -90,7 +90,9 @@ def _error(message: ErrorResult) -> ErrorResult:
 
 def _loaded(message: LoadModelResult) -> LoadModelResult:
     labels = tuple(printable(label) for label in message.labels)
-    return message if labels == message.labels else replace(message, labels=labels)
+    if labels == message.labels and message.digest.isprintable():
+        return message
+    return replace(message, labels=labels, digest=printable(message.digest))
 
 
 _MEND: dict[type, Callable[[Any], Any]] = {

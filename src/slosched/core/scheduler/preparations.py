@@ -1,7 +1,8 @@
 """LoadModels: which worker prepares which instances, and from when they are used there.
 
 A name must mean the same on all workers where it is used: the same tensors, and weights of the same number of
-pages. A worker that prepared something else under a name keeps it unused until the others are gone.
+pages; for a version of a repository the same files, too. A worker that prepared something else under a name
+keeps it unused until the others are gone.
 """
 
 from __future__ import annotations
@@ -338,14 +339,15 @@ def _described(result: LoadModelResult) -> str:
         return f"a function for {where}, {sizes} size class(es), {result.pages} page(s)"
     lengths = lengths_of(result)
     classes = f", lengths {', '.join(map(str, lengths))}" if lengths else ""
-    return f"{described(result.inputs, result.outputs)}{classes}, {result.pages} page(s)"
+    files = f", files {result.digest[:8]}" if result.digest else ""
+    return f"{described(result.inputs, result.outputs)}{classes}, {result.pages} page(s){files}"
 
 
 def _signature(result: LoadModelResult) -> tuple[object, ...]:
-    """What must be the same on all workers: the tensors, and the pages the weights take."""
+    """What must be the same on all workers: the tensors, the pages of weights, and a version's files."""
     function = result.function
     kind = None if function is None else (function.gpu, function.size_classes)
-    return (*_tensors(result), result.pages, kind)
+    return (*_tensors(result), result.pages, kind, result.digest)
 
 
 def _tensors(result: LoadModelResult) -> tuple[object, ...]:

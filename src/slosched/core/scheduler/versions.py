@@ -1,7 +1,7 @@
 """Versions of models in workers' repositories: what a plain name means, and why a name is not offered.
 
-A worker offers a version as "NAME:VERSION". A plain name that a worker offers as it stands means that model,
-and otherwise the newest version that any of them offers.
+A worker offers a version as "NAME:VERSION". A plain name that a worker offers itself means that model, and
+otherwise the newest version that any of them offers.
 """
 
 from __future__ import annotations

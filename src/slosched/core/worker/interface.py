@@ -140,6 +140,7 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     boundaries_ns: dict[int, dict[int, int]] = {}
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
     function: FunctionInfo | None = None  # None: it is a model
+    digest: str = ""  # of the files of a repository's version
 
 
 class CallAwaits(_Fact, frozen=True, gc=False):

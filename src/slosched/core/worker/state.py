@@ -47,6 +47,7 @@ class Instance:
     boundaries_ns: dict[int, dict[int, int]] = field(default_factory=dict)
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
     function: FunctionInfo | None = None  # None: it is a model
+    digest: str = ""  # of the files that it was built of, if it is a version of a repository
     #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
     request: LoadModel | None = None
     result: LoadModelResult | None = None

@@ -6,10 +6,11 @@ otherwise give half a model, or end the process that has it mapped.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,23 @@ from slosched.daemon.repository.beneath import open_below, read_below, root_of
 from slosched.daemon.repository.describing import CONFIG, MOST_CONFIG_BYTES, PT2, SAFETENSORS
 from slosched.daemon.repository.listing import Version
 from slosched.daemon.repository.modules import Packages
-from slosched.daemon.repository.scanning import in_words, look_at_version, python_files
+from slosched.daemon.repository.scanning import files_of, in_words, look_at_version
 from slosched.errors import InvalidConfig
 
 _PIECE_BYTES = 8 << 20
 _MOST_SOURCE_BYTES = 4 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Where a model comes from, and the digest of all files of its version, by content."""
+
+    source: ModelSource
+    digest: str
+
+
 @contextmanager
-def opened(repository: str, version: Version, packages: Packages) -> Iterator[ModelSource]:
+def opened(repository: str, version: Version, packages: Packages) -> Iterator[Opened]:
     """Where the model of `version` comes from, with paths and modules that are good until the block ends.
 
     Raises InvalidConfig if the files are not those that the version was offered with. One that is raised within
@@ -44,16 +53,29 @@ def opened(repository: str, version: Version, packages: Packages) -> Iterator[Mo
                 package = _package(root, version, place, packages)
                 shown[f"{package}."] = ""
                 source = replace(source, factory=f"{package}.{source.factory}", folder="")
+            digest = digest_of(root, version.folder)
             _check(root, version)
         except OSError as error:
             raise InvalidConfig(f"model {version.name!r}: {place}: {in_words(error)}") from None
         try:
-            yield source
+            yield Opened(source, digest)
         except InvalidConfig as error:
             text = str(error)
             for path, words in shown.items():
                 text = text.replace(path, words)
             raise InvalidConfig(text + _hint(text, version, root)) from None
+
+
+def digest_of(root: int, folder: str) -> str:
+    """A digest of the names and contents of all files of a version. Raises InvalidConfig, OSError."""
+    digest = hashlib.sha256()
+    for path in files_of(root, folder):
+        fd = open_below(root, f"{folder}/{path}")
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            digest.update(f"{path}\0{os.fstat(fd).st_size}\0".encode("utf-8", "surrogateescape"))
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _check(root: int, version: Version) -> None:
@@ -111,7 +133,7 @@ def _copy_of(stack: ExitStack, fd: int, name: str) -> str:
 
 def _package(root: int, version: Version, place: Path, packages: Packages) -> str:
     files: dict[str, str] = {}
-    for path in python_files(root, version.folder):
+    for path in _python_files(root, version.folder):
         data = read_below(root, f"{version.folder}/{path}", most_bytes=_MOST_SOURCE_BYTES)
         try:
             files[path] = data.decode()
@@ -120,10 +142,14 @@ def _package(root: int, version: Version, place: Path, packages: Packages) -> st
     return packages.take(version.name, str(place), files)
 
 
+def _python_files(root: int, folder: str) -> list[str]:
+    return [path for path in files_of(root, folder) if path.endswith(".py")]
+
+
 def _hint(text: str, version: Version, root: int) -> str:
     """What to write for `import other`, where other is a file of the folder."""
     try:
-        stems = [path.removesuffix(".py") for path in python_files(root, version.folder)]
+        stems = [path.removesuffix(".py") for path in _python_files(root, version.folder)]
     except (OSError, InvalidConfig):
         return ""
     for stem in stems:

@@ -133,13 +133,13 @@ def look_at_version(root: int, path: str) -> Found:
     )
 
 
-def python_files(root: int, path: str) -> list[str]:
-    """The paths, below `path`, of the Python files of a version."""
+def files_of(root: int, path: str) -> list[str]:
+    """The paths, below `path`, of the files of a version, sorted. Raises InvalidConfig, OSError."""
     walk = _Walk(root, path)
     with _folder(root, path) as fd:
         if fd is not None:
             walk.folder(fd, "", 0)
-    return sorted(file for file in walk.files if file.endswith(".py"))
+    return sorted(walk.files)
 
 
 class _Walk:

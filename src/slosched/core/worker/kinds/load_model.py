@@ -110,6 +110,7 @@ class LoadModelKind(ActionKind[LoadModel]):
                 boundaries_ns=event.boundaries_ns,
                 urgent_ns=event.urgent_ns,
                 function=event.function,
+                digest=event.digest,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
 
@@ -147,6 +148,7 @@ class LoadModelKind(ActionKind[LoadModel]):
             boundaries_ns=_offered_boundaries(instance, max(profile.lengths, default=0), batches),
             urgent_ns=instance.urgent_ns,
             function=instance.function,
+            digest=instance.digest,
         )
         for model_id in range(message.model_id, message.model_id + message.copies):
             prepared = self._ledger.instances[model_id]

@@ -70,6 +70,13 @@ class CpuBackend(Plain):
 
     def offer(self, versions: Sequence[Version]) -> None:
         self._versions = {version.name: version for version in versions}
+        gone = [
+            name
+            for name, known in self._known.items()
+            if known.version and name not in self._versions and name not in self._processes.by_name
+        ]
+        for name in gone:
+            del self._known[name]
 
     def _version_of(self, name: str) -> Version | None:
         """What a model of the repository is built of: as its process was, or else as it is there now."""
@@ -128,6 +135,7 @@ class CpuBackend(Plain):
             self._span(begin_ns),
             random_weights=known.prepared.random_weights,
             labels=known.prepared.labels,
+            digest=known.prepared.digest,
         )
 
     def _span(self, begin_ns: int) -> Span:

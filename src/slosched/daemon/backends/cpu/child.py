@@ -52,6 +52,7 @@ class Child:
     ) -> None:
         self._end, self._specs, self._repository = end, specs, repository
         self._packages = Packages()
+        self._digest = ""
         self._pid = os.getpid()
         self._name = ""
         self._model: ServedModel | None = None
@@ -124,6 +125,7 @@ class Child:
             labels=spec.labels + own,
             own_state=template.own_state,
             pads=dict(spec.pads),
+            digest=self._digest,
         )
 
     @contextmanager
@@ -132,8 +134,9 @@ class Child:
         if message.version is None:
             yield self._specs[message.name]
             return
-        with opened(self._repository, message.version, self._packages) as source:
-            yield source_spec(source)
+        with opened(self._repository, message.version, self._packages) as found:
+            self._digest = found.digest
+            yield source_spec(found.source)
 
     def _progress(self, words: str) -> None:
         self._tell(wire.Progress(words))

@@ -109,13 +109,14 @@ class Progress(Message, frozen=True):
 
 
 class Prepared(Message, frozen=True):
-    """`pads` are what inputs are padded with, by name, where that is not 0."""
+    """`pads` are what inputs are padded with, by name, where that is not 0; `digest` is of its files."""
 
     profile: ModelProfile
     random_weights: bool
     labels: tuple[str, ...]
     own_state: tuple[str, ...] = ()
     pads: dict[str, float] = msgspec.field(default_factory=dict)
+    digest: str = ""
 
 
 class PrepareFailed(Message, frozen=True):

@@ -323,6 +323,7 @@ class CudaBackend:
                 labels=source.labels if source is not None else (),
                 boundaries_ns={} if known is None else boundaries_ns(*known),
                 urgent_ns=0 if known is None else urgent_ns(*known),
+                digest=self._models.digests.get(effect.name, ""),
             )
         )
 

@@ -42,6 +42,7 @@ class Models:
         self._specs = open_specs(config)
         self._repository, self._packages = config.repository, Packages()
         self.versions: dict[str, Version] = {}  # of the repository, by name
+        self.digests: dict[str, str] = {}  # of the files that they were built of
         self._built: dict[str, str] = {}  # their fingerprints, as they were built
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
@@ -73,8 +74,9 @@ class Models:
         self._built[name] = version.fingerprint
         source = version.model_source()
         wish = Wish(source.boundary_ns, source.in_flight, source.urgent)
-        with opened(self._repository, version, self._packages) as source:
-            return self._build_torch(source_spec(source), wish, place)
+        with opened(self._repository, version, self._packages) as found:
+            self.digests[name] = found.digest
+            return self._build_torch(source_spec(found.source), wish, place)
 
     def changed(self, name: str) -> bool:
         """Whether the files of a version are others than those that it was built of."""
@@ -85,6 +87,8 @@ class Models:
     def forget(self, name: str) -> None:
         """Nothing that was built of `name` is left."""
         self._built.pop(name, None)
+        self.digests.pop(name, None)
+        self._packages.drop(name)
 
     def _build_torch(self, spec: ModelSpec, wish: Wish, place: Block) -> Source:
         refuse_texts(spec)
