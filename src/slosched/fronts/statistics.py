@@ -27,7 +27,8 @@ class _Sum:
 
     def add(self, ns: int) -> None:
         self.count += 1
-        self.ns += max(0, ns)
+        if ns > 0:
+            self.ns += ns
 
     def document(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
