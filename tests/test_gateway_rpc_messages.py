@@ -211,8 +211,31 @@ def test_typed_contents_that_do_not_fit(datatype: str, typed: dict[str, Any], wo
 def test_too_many_elements_are_refused_before_they_are_made_objects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(contents, "MOST_ELEMENTS", 3)
-    assert "more than 3" in refused(request(a_input(contents={"fp32_contents": [0.0] * 4}))).text
+    monkeypatch.setattr(contents, "MOST_ELEMENTS", 8)
+    for datatype, field, element, most in (
+        ("INT8", "int_contents", 1, 8),
+        ("UINT64", "uint64_contents", 1, 8),
+        ("BYTES", "bytes_contents", b"a", 2),
+    ):
+        one = a_input("x", datatype, [1], contents={field: [element]})
+        enough = a_input("x", datatype, [1], contents={field: [element] * most})
+        assert asked(request(enough)) and asked(request(*[one] * most))
+        more = a_input("x", datatype, [1], contents={field: [element] * (most + 1)})
+        for wrong in (request(more), request(enough, one)):
+            assert "more than 8 whole numbers, or 2 BYTES" in refused(wrong).text
+    # Those that need no objects are bounded by the request's bytes.
+    many = asked(request(a_input(contents={"fp32_contents": [0.5] * 300_000})))
+    assert many.inputs[0].data == array("f", [0.5] * 300_000).tobytes()
+
+
+def test_contents_with_fields_of_a_later_protocol() -> None:
+    typed = message("InferTensorContents")(fp32_contents=[1.0, 2.0]).SerializeToString()
+    later = b"\x9a\x06\x05later"
+    data = InferRequest(model_name="m").SerializeToString()
+    for content, values in ((typed + later, [1.0, 2.0]), (later, []), (later * 2000, [])):
+        tensor = b"\x0a\x01x\x12\x04FP32\x2a" + frames.varint(len(content)) + content
+        whole = data + b"\x2a" + frames.varint(len(tensor)) + tensor
+        assert asked(whole).inputs[0].data == array("f", values).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from slosched.fronts.asked import Answered, Asked, NamedTensor, RegionPart, Wanted
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.regions import Regions
-from slosched.fronts.rpc.contents import content_bytes
+from slosched.fronts.rpc.contents import TypedContents
 from slosched.fronts.rpc.frames import parted, response
 from slosched.fronts.rpc.messages import InferRequest, InferResponse
 from slosched.fronts.slo import slo_ns
@@ -85,7 +85,7 @@ def _inputs(incoming: Incoming, circumstances: Circumstances) -> Iterator[NamedT
         raise _bad(
             f"the request has {len(head.inputs)} inputs, and at most {MOST_TENSORS} are allowed"
         )
-    used, room = 0, circumstances.max_bytes
+    used, room, typed = 0, circumstances.max_bytes, TypedContents()
     for each in head.inputs:
         name = each.name
         if len(each.shape) > MOST_DIMENSIONS + 1:
@@ -112,7 +112,7 @@ def _inputs(incoming: Incoming, circumstances: Circumstances) -> Iterator[NamedT
                     f"contents field must not be specified when using raw_input_contents for '{name}' "
                     f"for model '{head.model_name}'"
                 )
-            data = content_bytes(name, each.datatype, each.contents)
+            data = typed.bytes_of(name, each.datatype, each.contents)
         elif used < len(raw):
             data = raw[used]
             used += 1
