@@ -72,8 +72,9 @@ demo: install
 
 # ------------------------------------------------------------------------------------ checks
 
-# Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types take one core
-# for longer than all the short checks together, so they run beside those and the first tests, which wait for nothing but the processor.
+# Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types
+# take one core for longer than all the short checks together. They run beside those and the tests that start processes, at
+# a low priority.
 check: install
 	@echo "make check: 8 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
 	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
@@ -81,7 +82,7 @@ check: install
 	  report+=$$(printf '%-8s %-6s %4d s' $$1 $$2 $$3)$$'\n'; \
 	  if [ $$2 != ok ]; then failed=$$((failed + 1)); fi; }; \
 	( start=$$SECONDS; verdict=ok; \
-	  $(MAKE) --no-print-directory types > "$$types/said" 2>&1 || verdict=FAILED; \
+	  nice -n 15 $(MAKE) --no-print-directory types > "$$types/said" 2>&1 || verdict=FAILED; \
 	  echo $$verdict $$((SECONDS - start)) > "$$types/verdict" ) & \
 	for check in $(filter-out types,$(CHECKS)); do \
 	  echo "== $$check"; start=$$SECONDS; verdict=ok; \
@@ -111,19 +112,19 @@ floors: install
 	@$(BIN)/lint-imports --no-cache | sed -n '/^Contracts$$/,$$p'
 
 # Tests that start real processes wait for them half of their time, so two of those run at once, and no more: they
-# have deadlines. Nothing runs beside those that are marked quiet. With worksteal the tests of a file mostly stay
-# together, and share what the file starts.
+# have deadlines. They come first, since the types fill that time. Nothing runs beside those that are marked quiet. With
+# worksteal the tests of a file mostly stay together, and share what the file starts.
 test: install
 	@rm -f $(VENV)/.pytest-summary
 ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) 2>&1 | tee $(VENV)/.pytest-summary
 else
 	@failed=0; \
-	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 --dist worksteal 2>&1 \
-	  | tee $(VENV)/.pytest-summary || failed=1; \
-	$(BIN)/python -m pytest -m 'quiet and not slow' 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
 	$(BIN)/python -m pytest -m 'processes and not quiet and not slow' -n auto --maxprocesses 2 --dist worksteal 2>&1 \
+	  | tee $(VENV)/.pytest-summary || failed=1; \
+	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 --dist worksteal 2>&1 \
 	  | tee -a $(VENV)/.pytest-summary || failed=1; \
+	$(BIN)/python -m pytest -m 'quiet and not slow' 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
 	exit $$failed
 endif
 
