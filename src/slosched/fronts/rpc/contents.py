@@ -9,8 +9,8 @@ from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.rpc.frames import parted
 from slosched.signature import element_bytes
 
-#: Elements that the inputs of one request may have in this form, where each is an object of Python for a moment:
-#: whole numbers, and BYTES, which count as four. They take up to 30 ms, in which nothing else is served.
+#: Elements that the inputs of one request may have in this form, where each is an object of Python for a
+#: moment: whole numbers, and BYTES, which count as four. All take up to 30 ms, in which nothing else is served.
 MOST_ELEMENTS = 2**18
 _OF_BYTES = 4
 #: The field of InferTensorContents by datatype, and the typecode of `array` for whole numbers. FP16 and
