@@ -129,8 +129,7 @@ class Inference:
         except FrontError as error:
             self.fail(error)
         except Exception as error:
-            _report("a request could not be prepared", error)
-            self.fail(FrontError(Status.INTERNAL, "an internal error of the gateway; see its log"))
+            self.broke(error)
         finally:
             self._task = None
 
@@ -224,6 +223,11 @@ class Inference:
         if not self.done:
             self._cancel_rows()
             self._end(error)
+
+    def broke(self, error: Exception) -> None:
+        """It met a fault of this program: its client hears of it, and so does the operator."""
+        _report("a request could not be sent", error)
+        self.fail(FrontError(Status.INTERNAL, "an internal error of the gateway; its log has more"))
 
     def cancel(self) -> None:
         """Its client does not want it any more."""

@@ -116,6 +116,8 @@ class Serving:
             inference.send_later()
         except FrontError as error:
             inference.fail(error)
+        except Exception as error:
+            inference.broke(error)
         return inference
 
     def _take(self, inference: Inference, size: int) -> None:
