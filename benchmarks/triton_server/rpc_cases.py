@@ -75,84 +75,99 @@ def shout(raw: bytes) -> Message:
     return request
 
 
-def spoilt() -> Iterator[tuple[str, Callable[[Message], None]]]:
+Change = Callable[[Message], None]
+
+
+def _output(*names: str) -> Change:
+    return lambda request: request.outputs.extend(
+        [request.InferRequestedOutputTensor(name=name) for name in names]
+    )
+
+
+def _on_left(**values: Any) -> Change:
+    """Set fields of the first input."""
+
+    def change(request: Message) -> None:
+        for name, value in values.items():
+            if name == "shape":
+                request.inputs[0].shape[:] = value
+            else:
+                setattr(request.inputs[0], name, value)
+
+    return change
+
+
+def _both(shape: list[int]) -> Change:
+    """Give both inputs this shape, and raw contents for it."""
+
+    def change(request: Message) -> None:
+        for each in request.inputs:
+            each.shape[:] = shape
+        times = max(0, shape[0]) if len(shape) > 1 else 1
+        request.raw_input_contents[:] = [FLOATS * times, INTS * times]
+
+    return change
+
+
+def _raw(*contents: bytes) -> Change:
+    def change(request: Message) -> None:
+        request.raw_input_contents[:] = contents
+
+    return change
+
+
+def _drop(request: Message) -> None:
+    del request.inputs[1], request.raw_input_contents[1]
+
+
+def _twice(request: Message) -> None:
+    request.inputs.append(request.inputs[0])
+    request.raw_input_contents.append(FLOATS)
+
+
+def _mixed(request: Message) -> None:
+    request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
+
+
+def _region(request: Message) -> None:
+    del request.raw_input_contents[0]
+    request.inputs[0].parameters["shared_memory_region"].string_param = "nope"
+    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
+
+
+def _empty(request: Message) -> None:
+    del request.inputs[:], request.raw_input_contents[:]
+
+
+def spoilt() -> Iterator[tuple[str, Change]]:
     """Ways to spoil `pair`, and a few that leave it right."""
-
-    def output(*names: str) -> Callable[[Message], None]:
-        return lambda request: request.outputs.extend(
-            [request.InferRequestedOutputTensor(name=name) for name in names]
-        )
-
-    def on_left(**values: Any) -> Callable[[Message], None]:
-        def change(request: Message) -> None:
-            for name, value in values.items():
-                if name == "shape":
-                    request.inputs[0].shape[:] = value
-                else:
-                    setattr(request.inputs[0], name, value)
-
-        return change
-
-    def raw(*contents: bytes) -> Callable[[Message], None]:
-        def change(request: Message) -> None:
-            request.raw_input_contents[:] = contents
-
-        return change
-
-    def drop(request: Message) -> None:
-        del request.inputs[1], request.raw_input_contents[1]
-
-    def twice(request: Message) -> None:
-        request.inputs.append(request.inputs[0])
-        request.raw_input_contents.append(FLOATS)
-
-    def mixed(request: Message) -> None:
-        request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
-
-    def region(request: Message) -> None:
-        del request.raw_input_contents[0]
-        request.inputs[0].parameters["shared_memory_region"].string_param = "nope"
-        request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
-
-    def empty(request: Message) -> None:
-        del request.inputs[:], request.raw_input_contents[:]
-
-    def both(shape: list[int]) -> Callable[[Message], None]:
-        def change(request: Message) -> None:
-            for each in request.inputs:
-                each.shape[:] = shape
-            times = max(0, shape[0]) if len(shape) > 1 else 1
-            request.raw_input_contents[:] = [FLOATS * times, INTS * times]
-
-        return change
-
     yield "id", lambda request: setattr(request, "id", "a id")
-    yield "one output", output("difference")
-    yield "unknown output", output("product")
-    yield "output twice", output("sum", "sum")
-    yield "missing input", drop
-    yield "no inputs", empty
-    yield "input twice", twice
-    yield "unknown input", on_left(name="middle")
-    yield "input without a name", on_left(name="")
-    yield "wrong datatype", on_left(datatype="INT32")
-    yield "unknown datatype", on_left(datatype="FP31")
-    yield "without a datatype", on_left(datatype="")
-    yield "wrong shape", on_left(shape=[1, 5])
-    yield "without a shape", on_left(shape=[])
-    yield "negative extent", on_left(shape=[-1, 4])
-    yield "huge extents", on_left(shape=[2**40, 2**40])
-    yield "no batch dimension", both([4])
-    yield "batch of 2", both([2, 4])
-    yield "batch of 17", both([17, 4])
-    yield "batch of 0", both([0, 4])
-    yield "batches differ", on_left(shape=[2, 4])
-    yield "raw: one too few", raw(FLOATS)
-    yield "raw: one too many", raw(FLOATS, INTS, INTS)
-    yield "raw: too short", raw(FLOATS[:-4], INTS)
-    yield "raw: too long", raw(FLOATS + FLOATS, INTS)
-    yield "raw and typed contents", mixed
-    yield "input in unknown region", region
+    yield "one output", _output("difference")
+    yield "unknown output", _output("product")
+    yield "output twice", _output("sum", "sum")
+    yield "missing input", _drop
+    yield "no inputs", _empty
+    yield "input twice", _twice
+    yield "unknown input", _on_left(name="middle")
+    yield "input without a name", _on_left(name="")
+    yield "wrong datatype", _on_left(datatype="INT32")
+    yield "unknown datatype", _on_left(datatype="FP31")
+    yield "without a datatype", _on_left(datatype="")
+    yield "wrong shape", _on_left(shape=[1, 5])
+    yield "without a shape", _on_left(shape=[])
+    yield "negative extent", _on_left(shape=[-1, 4])
+    yield "huge extents", _on_left(shape=[2**40, 2**40])
+    yield "no batch dimension", _both([4])
+    yield "batch of 2", _both([2, 4])
+    yield "batch of 17", _both([17, 4])
+    yield "batch of 0", _both([0, 4])
+    yield "batches differ", _on_left(shape=[2, 4])
+    yield "raw: one too few", _raw(FLOATS)
+    yield "raw: one too many", _raw(FLOATS, INTS, INTS)
+    yield "raw: too short", _raw(FLOATS[:-4], INTS)
+    yield "raw: too long", _raw(FLOATS + FLOATS, INTS)
+    yield "raw and typed contents", _mixed
+    yield "input in unknown region", _region
     yield (
         "unknown parameters",
         lambda request: setattr(request.parameters["colour"], "string_param", "red"),

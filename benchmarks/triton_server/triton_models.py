@@ -1,7 +1,7 @@
 """The models that Triton and slosched are asked about in conformance.py: the same, for each of the two.
 
-`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for SLOW_S, and
-`spare` is in the repository but not loaded.
+`pair` adds and subtracts two inputs, `shout` writes texts in capitals, `slow` keeps its instance for SLOW_S,
+and `spare` is in the repository but not loaded.
 """
 
 from __future__ import annotations
