@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -121,7 +122,8 @@ async def _mixed_load(gateway: Gateway) -> None:
             stack.push_async_callback(client.close)
             gate = asyncio.Semaphore(AT_ONCE)
             ask = functools.partial(kind.ask_async, client)
-            work += [check(ask, gate) for _ in range(EACH)]
+            # An image as JSON is megabytes, which its client takes a tenth of a second to write.
+            work += [check(ask, gate) for _ in range(EACH if kind.binary else EACH // 4)]
         for kind, address in addresses.items():
             # One thread for each: that of HTTP belongs to the thread that made it.
             thread = stack.enter_context(ThreadPoolExecutor(1))
@@ -185,3 +187,47 @@ def test_load_and_unload(gateway: Gateway, kind: Kind) -> None:
             client.load_model("nope")
     finally:
         client.close()
+
+
+@pytest.mark.parametrize("kind", [HTTP, GRPC], ids=str)
+def test_a_model_is_unloaded_and_loaded_while_it_is_asked(gateway: Gateway, kind: Kind) -> None:
+    """Each request gets its own answer, or is told that the model is not there; none waits for ever."""
+    asyncio.run(asyncio.wait_for(_reloaded(gateway, kind), 60))
+
+
+async def _reloaded(gateway: Gateway, kind: Kind) -> None:
+    draw = np.random.default_rng(5)
+    answers: Counter[str] = Counter()
+    client = kind.open_async(gateway.http if kind.is_http else gateway.grpc)
+
+    async def ask() -> None:
+        arrays = batch([row("pair", draw)])
+        try:
+            found = await kind.ask_async(client, "pair", arrays, OUTPUTS["pair"])
+        except Refused as refused:
+            answers[str(refused.message())] += 1
+        else:
+            assert np.array_equal(found["sum"], arrays["a"] + arrays["b"])
+            answers["ok"] += 1
+
+    async def ask_on() -> None:
+        while not reloads.done():
+            await ask()
+
+    async def reload() -> None:
+        for _ in range(5):
+            await client.unload_model("pair")
+            await ask()  # there is nothing to answer it
+            await client.load_model("pair")
+            await ask()
+
+    try:
+        reloads = asyncio.ensure_future(reload())
+        await asyncio.gather(reloads, *(ask_on() for _ in range(8)))
+        assert answers.keys() == {
+            "ok",
+            "Request for unknown model: 'pair' has no available versions",
+        }
+        assert await client.is_model_ready("pair")
+    finally:
+        await client.close()
