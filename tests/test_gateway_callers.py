@@ -126,6 +126,13 @@ def test_the_file_is_read_again_and_a_faulty_one_changes_nothing(tmp_path: Path)
     assert {each.name for each in who.read()} == {"a", "b"}  # b has another weight: another session
 
 
+def test_a_new_token_may_use_its_first_second_at_once(tmp_path: Path) -> None:
+    path = file(tmp_path, f'[tokens.a]\ntoken = "{TOKEN}"\nrequests_per_s = 3\n')
+    quota = Callers(str(path), opened).caller(f"Bearer {TOKEN}").quota
+    for _ in range(3):
+        quota.take(1, 0)
+
+
 def test_a_quota_counts_rows_and_bytes_and_gives_them_back() -> None:
     quota = Quota("token 'a'", most_rows=4, most_bytes=100)
     quota.take(3, 60)

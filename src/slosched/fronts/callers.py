@@ -76,6 +76,13 @@ class Quota:
         self.rows_now = self.bytes_now = 0
         self._credit, self._at_ns = max(1.0, per_s), now_ns()
 
+    def limit(self, *, most_rows: int, most_bytes: int, per_s: float) -> None:
+        """Other limits from now on; what is in flight stays."""
+        self.most_rows, self.most_bytes = most_rows, most_bytes
+        if per_s != self.per_s:
+            self.per_s = per_s
+            self._credit, self._at_ns = max(1.0, per_s), now_ns()
+
     def take(self, rows: int, size: int) -> None:
         """Begin `rows` requests with `size` bytes of inputs. Raises FrontError, 429; nothing is taken then."""
         if self.most_rows and self.rows_now + rows > self.most_rows:
@@ -203,9 +210,11 @@ class Callers:
 
 
 def _limit(quota: Quota, row: TokenRow) -> Quota:
-    quota.most_rows = row.in_flight or 0
-    quota.most_bytes = _bytes(row.bytes_in_flight)
-    quota.per_s = row.requests_per_s or 0.0
+    quota.limit(
+        most_rows=row.in_flight or 0,
+        most_bytes=_bytes(row.bytes_in_flight),
+        per_s=row.requests_per_s or 0.0,
+    )
     return quota
 
 
