@@ -46,6 +46,7 @@ class Controller(FakeController):
         self.offers = offers
         self.loaded: dict[str, int] = {}
         self.ready = True
+        self.batch_sizes: tuple[int, ...] = (1, 2, 4)
         self.fails: dict[str, str] = {}  # names whose load fails, with the reason
         self._ids = 100
         super().__init__(port)
@@ -60,11 +61,15 @@ class Controller(FakeController):
 
     def _send(self, peer: bytes, message: Message) -> None:
         if isinstance(message, ListModelsReply):
-            infos = tuple(_info(name, number) for name, number in [*self.loaded.items()])
+            infos = tuple(self._info(name, number) for name, number in [*self.loaded.items()])
             message = ListModelsReply(message.request_id, infos, self.offers)
         elif isinstance(message, StatusReply):
             message = StatusReply(message.request_id, {"ready": self.ready, "draining": False})
         super()._send(peer, message)
+
+    def _info(self, name: str, number: int) -> ModelInfo:
+        info = model_info(number)
+        return structs.replace(info, name=name, copy=0, batch_sizes=self.batch_sizes)
 
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
         if message.name in self.fails:
@@ -74,16 +79,12 @@ class Controller(FakeController):
         else:
             self._ids += 1
             number = self.loaded.setdefault(message.name, self._ids)
-            reply = LoadModelReply(message.request_id, 0, "", (_info(message.name, number),))
+            reply = LoadModelReply(message.request_id, 0, "", (self._info(message.name, number),))
         self._send(peer, reply)
 
     def _unload(self, peer: bytes, message: UnloadModelRequest) -> None:
         self.loaded.pop(message.name, None)
         super()._unload(peer, message)
-
-
-def _info(name: str, number: int) -> ModelInfo:
-    return structs.replace(model_info(number), name=name, copy=0)
 
 
 @asynccontextmanager

@@ -310,3 +310,27 @@ def test_the_page_s_table_of_metrics_is_what_is_served() -> None:
         assert found is not None
         shown = {each.partition("=")[0] for each in (found[1] or "").split(",") if each}
         assert shown - {"le"} == {each for each in labels.strip().split(", ") if each}, name
+
+
+@pytest.mark.processes
+def test_the_controller_counts_the_requests_of_clients_that_left_as_cancelled(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with real(tmp_path) as controller, service(f"127.0.0.1:{controller.port}") as gateway:
+            ends = Ends(gateway)
+            await until(gateway.ready)
+            wanted = Asked(model=MODEL, inputs=(image(16, 5),), slo_ns=30 * 10**9)
+            assert isinstance(await ends.of(wanted), Answered)
+            scheduler = controller.scheduler
+            before = scheduler.arrived
+            running = [ends.begin(wanted) for _ in range(12)]  # far more than runs at a time
+            await until(lambda: scheduler.arrived == before + 12 * 16)
+            for each in running:
+                each.cancel()
+            await until(lambda: scheduler.answered == scheduler.arrived)
+            answered = sum(isinstance(each, Answered) for each in ends.results) - 1
+            assert scheduler.by_code[1] >= (12 - answered - 4) * 16 > 0
+            assert gateway.running == 0
+
+    run(work())

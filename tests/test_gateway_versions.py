@@ -277,6 +277,7 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
                 ends.begin(asked())
                 await until(lambda: len(controller.of(InferRequest)) == 2)
                 controller.hold = False
+                controller.batch_sizes = (1, 2, 4, 8)
                 controller.restart()
                 await until(lambda: len(ends.results) == 2)
                 error = ends.results[1]
@@ -285,6 +286,13 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
                 await until(serving.ready)
                 assert isinstance(await ends.of(asked()), Answered)
                 assert "slosched_gateway_controller_restarts 1.0" in serving.metrics().decode()
+
+                def eight() -> bool:  # what the new controller says of the model holds
+                    form = serving.models.ready[0].form
+                    return form is not None and form.max_batch == 8
+
+                await until(eight)
+                assert isinstance(await ends.of(asked(8)), Answered)
 
     run(work())
 

@@ -62,6 +62,7 @@ class Inference:
     """A Running. `rows` and `size` are what it took of the quotas."""
 
     __slots__ = (
+        "_form",
         "_frames",
         "_host",
         "_ids",
@@ -94,6 +95,7 @@ class Inference:
         self.replies: list[InferReply] = []
         self.slowest: InferReply | None = None
         self._ids: dict[int, int] = {}  # of rows without an answer yet: request id -> place
+        self._form: Form | None = None
         self._frames: list[Frame] = []
         self._left = self._length = 0
         self._task: asyncio.Task[None] | None = None
@@ -102,7 +104,7 @@ class Inference:
 
     def send(self, model: Version, form: Form, session: Session, handle: Model) -> None:
         """Send its rows, each a request. Raises FrontError, for `fail`."""
-        self.model, self.session = model, session
+        self.model, self.session, self._form = model, session, form
         model.running += 1
         rows = form.rows(self.asked)
         frames, slo_ns = rows.frames, self.asked.slo_ns
@@ -167,9 +169,9 @@ class Inference:
 
     def _answer(self) -> None:
         model, asked, slowest = self.model, self.asked, self.slowest
-        assert model is not None and model.form is not None and slowest is not None
+        assert model is not None and self._form is not None and slowest is not None
         try:
-            outputs = model.form.answer(asked, self._frames, self._length)
+            outputs = self._form.answer(asked, self._frames, self._length)
             placed = self._in_regions(outputs) if asked.wanted else ()
         except ValueError as error:
             text = f"the output of model '{model.base}' is not what it declares: {error}"

@@ -397,6 +397,8 @@ class Models:
             # After a restart of the controller the client loads its models again by itself.
             if handle is None or (handle.incarnation == there and handle.model_id not in known):
                 self.lost(entry)
+            elif entry.form is None or entry.form.info is not handle.info:
+                entry.form = Form(entry.base, handle.info)  # another controller's may be another
 
     async def _load_newer(self, entry: Version) -> None:
         if entry.loading is not None or now_ns() < entry.failed_ns + _NEWER_AGAIN_NS:
