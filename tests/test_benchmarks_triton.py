@@ -202,10 +202,16 @@ def test_the_page_has_ratios_first_and_keeps_its_words(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text(f"before\n{beside_page.BEGIN}\nformer\n{beside_page.END}\nafter\n")
     text = beside_page.page(made.document, path)
+    for block in text.split("\n\n"):
+        rows = [line.count("|") for line in block.splitlines() if line.startswith("|")]
+        assert len(set(rows)) <= 1, block
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "former" not in text
     assert text.index("as a ratio") < text.index("per cent of all")
     assert "| 25 ms | 1.5 | 2.00 | 2.00 | 2.00 | > 100 | > 100 | > 100 |" in text
     assert "| 25 ms | 1.5 | 60.0 | 61.0 | 65.0 | 30.0 | 30.0 | 30.0 | 0.0 | 0.0 | 0.0 |" in text
+    assert (
+        "| 25 ms | 1.5 | 7.0 / 20.0 | 7.0 / 20.0 | 7.0 / 20.0 | 7.0 / 20.0 | 7.0 / 20.0 |" in text
+    )
     assert "| 1.5 | gateway | 100 | gateway 100 | 50 |" in text
     assert "| 1 | 10 | 90.0 | 90.0 | 100.0 | 100.0 | 100.0 |" in text
     assert "5 disturbed by the machine, of which 0 stand" in text

@@ -144,9 +144,7 @@ def _words(name: str) -> str:
 def _latencies(document: Record, cells: Sequence[str]) -> str:
     rows = []
     for cell in cells:
-        records = [
-            next(iter(in_cell(document, cell, kind)), None) for kind in ("gateway", "native")
-        ]
+        records = [next(iter(in_cell(document, cell, kind)), None) for kind in _OURS]
         records += [of_triton(document, cell, n, "best") for n in (1, 2)]
         rows.append([*_names(cell), *(_latency(each) for each in records)])
     titles = [*_OURS.values(), "Triton, best, 1 inst.", "Triton, best, 2 inst."]
