@@ -11,11 +11,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
+from slosched.errors import OutOfResources
 from slosched.faasm.coldstart import fill, ladder, summary
 from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame_processes import below
 from slosched.faasm.frame_run import Order, report_again, run_experiment
-from slosched.faasm.inference import network, wire
+from slosched.faasm.inference import campaign, network, wire
 from slosched.faasm.inference.options import LatencyOptions, ThroughputOptions
 from slosched.faasm.inference.plan import Plan
 from slosched.faasm.inference.process import InstanceFailed, InstanceProcess
@@ -88,10 +89,10 @@ def test_instances_are_tried_until_the_bound_and_each_answers_rightly(plan: Plan
 def test_the_trial_ends_before_memory_does(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first instance takes less than the 3 GB that are there beside those left alone; then 10 MB are free.
     free = iter([4 * 10**9, 4 * 10**9])
-    monkeypatch.setattr(ladder, "available_bytes", lambda: next(free, 10**9 + 10**7))
+    monkeypatch.setattr(fill, "available_bytes", lambda: next(free, 10**9 + 10**7))
     found = fill.processes(plan, 50)
     assert (found["held"], found["right"], found["stopped_by"]) == (1, 1, fill.HOST)
-    monkeypatch.setattr(ladder, "available_bytes", lambda: 10**8)
+    monkeypatch.setattr(fill, "available_bytes", lambda: 10**8)
     with ladder.instance(plan) as process:
         assert fill.forks(process, 50)["held"] == 0
 
@@ -120,6 +121,19 @@ def test_room_is_that_of_the_scarcer_memory() -> None:
     assert room.fits(8, 50.0, 1.0) == (2, fill.HOST)
     assert room.fits(8, 10.0, 1.0) == (8, "")
     assert fill.Room(host=-5).fits(8, 10.0, 10.0) == (0, fill.HOST)
+
+
+def test_instances_that_do_not_fit_are_refused_with_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "available_bytes", lambda: 2 * 10**9)
+    wanted = "20 instances take about 6.0 GB of memory, and 2.0 GB are free; take fewer"
+    throughput = ThroughputOptions(size="micro", systems=("process",), workers=20)
+    coldstart = ColdstartOptions(size="micro", instances=20)
+    for name, options in (("inference-throughput", throughput), ("coldstart", coldstart)):
+        order = Order(experiment=name, options=options, scale="quick", out=tmp_path / name)
+        with pytest.raises(OutOfResources, match=wanted):
+            run_experiment(order, say=_nothing, show=_nothing)
 
 
 def test_the_published_table_is_the_paper_s() -> None:

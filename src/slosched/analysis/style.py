@@ -7,11 +7,13 @@ state, no display, the same bytes each time.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slosched.analysis.signature import line_below
 from slosched.errors import MissingPackage
 from slosched.output_files import check_not_stdout, write_file
 
@@ -45,6 +47,8 @@ MARKERS = ("o", "s", "^", "D", "v", ">", "X")
 
 INK = "#222222"
 PALE = "#8a8a8a"
+#: The line below a figure: its size in points, its letters in an inch, and the room above it.
+_SMALL, _LETTERS_PER_IN, _GAP_IN = 6.5, 20, 0.04
 
 _LOOK: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -91,6 +95,9 @@ def save(
     `more` goes to matplotlib's savefig. Raises InvalidConfig if the directory cannot be made or written.
     """
     check_not_stdout(out)
+    if line := line_below():
+        _sign(figure, line)
+        more = {"bbox_inches": "tight", "pad_inches": 0.08, **more}
     documents: dict[str, dict[str, str | None] | None] = {
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Creator": "slosched"},
@@ -103,6 +110,17 @@ def save(
         paths.append(out / f"{stem}.{form}")
         write_file(paths[-1], drawn.getvalue())
     return paths
+
+
+def _sign(figure: Any, line: str) -> None:
+    """Write a small line below the figure, which grows by it; broken where it is wider than the figure."""
+    width_in, height_in = figure.get_size_inches()
+    text = "\n".join(textwrap.wrap(line, max(40, int(width_in * _LETTERS_PER_IN))))
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what is there stays in its place
+    for legend in figure.legends:  # else one would lie at the edge of what is saved
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
+    figure.text(0.01, -_GAP_IN / height_in, text, fontsize=_SMALL, color=INK, va="top")
 
 
 def svg_of(figure: Any) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from slosched.errors import SloschedError
 from slosched.units import NS_PER_S
 
 _PROC = Path("/proc")
@@ -154,6 +155,17 @@ def memory_of(pid: int) -> Memory | None:
         return None
     size = pages * os.sysconf("SC_PAGE_SIZE")
     return Memory(size, size)
+
+
+def available_bytes() -> int:
+    """What the host has for more instances. Raises SloschedError where /proc does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    raise SloschedError("/proc/meminfo does not say how much memory is available")
 
 
 def command_of(process: Process) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from slosched.analysis.signature import signed
 from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm.frame import Frame, Say
 from slosched.faasm.frame_leaks import LeakCheck, Leaked, watched
@@ -121,7 +122,8 @@ def report_again(directory: Path, *, show: Say, layout: str = "slosched") -> Fra
     frame = Frame(directory, name, scale=str(manifest.get("scale")), say=show, show=show)
     if not frame.records():
         raise InvalidConfig(f"{directory} has no complete cell; there is nothing to report")
-    getattr(module, "report", module.run)(options, frame)
+    with signed(REPLACED):
+        getattr(module, "report", module.run)(options, frame)
     write_report(frame, manifest)
     if layout == "faasm":
         _write_layout(frame)
@@ -170,7 +172,7 @@ def open_run(order: Order, *, say: Say, show: Say) -> Iterator[Frame]:
 
     directory, manifest = _claim(order)
     namespace = f"exp-{order.experiment}-{secrets.token_hex(4)}"
-    with alone_in(directory), watched(namespace) as leaks, _signals():
+    with alone_in(directory), watched(namespace) as leaks, _signals(), signed(REPLACED):
         _begin(order, directory, manifest)
         frame = Frame(
             directory,

@@ -14,6 +14,7 @@ from typing import Any
 
 from slosched.clock import now_ns
 from slosched.faasm.coldstart import ladder
+from slosched.faasm.frame_processes import available_bytes
 from slosched.faasm.inference import wire
 from slosched.faasm.inference.measures import TOLERANCE, Truth, answer_error
 from slosched.faasm.inference.plan import Image, Plan, images
@@ -71,7 +72,7 @@ class _Held:
     def room(self, on_gpu: bool, spare_bytes: int) -> Room:
         gpu = self.gpu_total_bytes - self.gpu_bytes - _GPU_SPARE_BYTES
         return Room(
-            host=ladder.available_bytes() - spare_bytes,
+            host=available_bytes() - spare_bytes,
             gpu=gpu if on_gpu and self.processes else None,
         )
 
@@ -91,7 +92,7 @@ def processes(plan: Plan | None, most: int) -> dict[str, Any]:
     """
     on_gpu = plan is not None and plan.device == "cuda"
     group = max(1, min(_MOST_AT_ONCE, len(os.sched_getaffinity(0))))
-    spare = max(_SPARE_BYTES, int(_SPARE_PART * ladder.available_bytes()))
+    spare = max(_SPARE_BYTES, int(_SPARE_PART * available_bytes()))
     picture, truth = _picture(plan)
     held = _Held()
     began_ns = now_ns()
@@ -175,7 +176,7 @@ def forks(process: InstanceProcess, most: int) -> dict[str, Any]:
 
     The number is doubled until the bound is reached or memory is short. Returns the fields of a record.
     """
-    spare = max(_SPARE_BYTES, int(_SPARE_PART * ladder.available_bytes()))
+    spare = max(_SPARE_BYTES, int(_SPARE_PART * available_bytes()))
     began_ns = now_ns()
     count = right = 0
     pss = alone = ladder.pss_of([process.pid])
@@ -183,7 +184,7 @@ def forks(process: InstanceProcess, most: int) -> dict[str, Any]:
     while not stopped_by and count < most:
         each = (pss - alone) / count if count else alone
         # All that are there end before the next ones start.
-        room = Room(host=ladder.available_bytes() + (pss - alone if count else 0) - spare)
+        room = Room(host=available_bytes() + (pss - alone if count else 0) - spare)
         wanted, short = room.fits(min(most, max(_FIRST_FORKS, 2 * count)), max(0.0, each), 0.0)
         if wanted <= count:
             stopped_by = short

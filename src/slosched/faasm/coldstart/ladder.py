@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
-from slosched.faasm.frame_processes import memory_of
+from slosched.faasm.frame_processes import available_bytes, memory_of
 from slosched.faasm.inference import wire
 from slosched.faasm.inference.plan import Plan
 from slosched.faasm.inference.process import InstanceProcess
@@ -156,14 +155,3 @@ def _memory(pid: int) -> tuple[int, int]:
     if memory is None:
         raise SloschedError(f"the memory of process {pid} cannot be read")
     return memory.pss_bytes, memory.rss_bytes
-
-
-def available_bytes() -> int:
-    """What the host has for more instances. Raises SloschedError where /proc does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    raise SloschedError("/proc/meminfo does not say how much memory is available")

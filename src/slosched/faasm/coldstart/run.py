@@ -16,7 +16,7 @@ from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame import Frame
 from slosched.faasm.gpu_worker import gpu_words
 from slosched.faasm.inference import functions
-from slosched.faasm.inference.campaign import planned
+from slosched.faasm.inference.campaign import check_memory, planned
 from slosched.faasm.inference.options import ThroughputOptions
 from slosched.faasm.inference.plan import Plan, images
 
@@ -41,6 +41,8 @@ def run(options: ColdstartOptions, frame: Frame) -> None:
     asked = ThroughputOptions(
         size=options.size, network=options.network, device=options.device, seed=options.seed
     )
+    if frame.measures:
+        check_memory(options.instances, options.device, "--instances")
     with planned(asked) as plan:
         for what, each in ((NOTHING, None), (NETWORK, plan)):
             _processes(options, frame, what, each)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from slosched.clock import now_ns
-from slosched.errors import InvalidConfig, MissingPackage, SloschedError
+from slosched.errors import InvalidConfig, MissingPackage, OutOfResources, SloschedError
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
+from slosched.faasm.frame_processes import available_bytes
 from slosched.faasm.inference.choices import SYSTEMS, WARM
 from slosched.faasm.inference.cold import cold_rule
 from slosched.faasm.inference.load import Arrivals, Run, Sender
@@ -118,6 +119,7 @@ class Campaign:
         todo = [each for each in settings if not self._frame.has(each.key)]
         if not todo or not self._frame.measures:
             return
+        check_memory(self._options.workers, self._options.device, "--workers")
         rungs = list(dict.fromkeys(each.rung for each in todo))
         if not self._truths:
             from slosched.faasm.inference import network
@@ -192,6 +194,20 @@ class Campaign:
             f"  {measured['ok']} of {measured['n']} answered, {measured['achieved_per_s']:.1f}/s, p50 "
             f"{_shown(measured['p50_ms'])} ms, p99 {_shown(measured['p99_ms'])} ms, "
             f"cold {measured['cold_ratio']:.1%}"
+        )
+
+
+#: Memory of one instance on a CPU, and of the host where it is on a GPU: torch and its libraries, mostly.
+INSTANCE_BYTES = {"cpu": 300_000_000, "cuda": 1_500_000_000}
+
+
+def check_memory(count: int, device: str, what: str) -> None:
+    """Raise OutOfResources, with the sum, if that many instances do not fit into this host's free memory."""
+    needed, free = count * INSTANCE_BYTES[device], available_bytes()
+    if needed > free:
+        raise OutOfResources(
+            f"{count} instances take about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+            f"take fewer ({what})"
         )
 
 

@@ -52,7 +52,7 @@ def show_throughput(frame: Frame) -> None:
         note=_UNITS,
     )
     _show_shared(frame, records)
-    frame.table("claims", claims.claims(records), note=claims.WHY)
+    frame.table("throughput-claims", claims.claims(records), note=claims.WHY)
     _draw_throughput(frame, loads, records)
     open_ = [each for each in loads if each["loop"] == "open"]
     middle = _middle(
