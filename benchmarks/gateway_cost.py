@@ -430,6 +430,8 @@ def main(given: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of a run")
     parser.add_argument("--quick", action="store_true", help="does it work? writes only with --out")
     options = parser.parse_args(given)
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds must be 1 or more, and --seconds more than 0")
     try:
         with (
             ended_by_signals(),

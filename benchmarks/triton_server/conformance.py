@@ -210,14 +210,19 @@ def main(given: Sequence[str]) -> int:
     parser.add_argument("--grpc", type=int, help="and on this one")
     parser.add_argument("--golden", type=Path, help="compare with these answers of Triton's")
     options = parser.parse_args(given)
+    if (options.http is None) != (options.grpc is None):
+        parser.error("--http and --grpc go together: give both, or neither")
     try:
-        if options.http:
+        if options.http is not None:
             found = ask(options.http, options.grpc)
         else:
             found = record(options.cache)
     except SloschedError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"no answer from the server: {error}", file=sys.stderr)
+        return 1
     if options.record:
         document = {"triton": VERSION, "answers": found}
         write_file(options.record, f"{json.dumps(document, indent=1, sort_keys=True)}\n".encode())
