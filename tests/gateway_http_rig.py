@@ -170,7 +170,7 @@ class FakeService:
     def server_metadata(self) -> dict[str, Any]:
         return {"name": "fake", "version": "1", "extensions": ["binary_tensor_data"]}
 
-    async def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+    async def model_metadata(self, name: str, version: str, caller: object) -> dict[str, Any]:
         await asyncio.sleep(0)
         if name not in MODELS:
             raise FrontError(Status.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
@@ -180,7 +180,7 @@ class FakeService:
         ]
         return {"name": name, "versions": [version or "1"], "inputs": inputs, "outputs": inputs}
 
-    async def model_config(self, name: str, version: str) -> dict[str, Any]:
+    async def model_config(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return {"name": name, "max_batch_size": 4, "version": version}
 
     async def statistics(self, name: str, version: str) -> dict[str, Any]:

@@ -141,10 +141,10 @@ class EchoService:
     def server_metadata(self) -> dict[str, Any]:
         return {"name": "slosched", "version": "1", "extensions": ["statistics"], "more": 1}
 
-    async def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+    async def model_metadata(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return self._document(name, "metadata")
 
-    async def model_config(self, name: str, version: str) -> dict[str, Any]:
+    async def model_config(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return self._document(name, "config")
 
     async def statistics(self, name: str, version: str) -> dict[str, Any]:

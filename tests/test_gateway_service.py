@@ -314,6 +314,10 @@ def test_each_token_has_a_session_with_its_name_and_weight_and_its_quota(tmp_pat
                 assert isinstance(error, FrontError) and error.status is Status.PERMISSION_DENIED
                 status, _ = await status_of(serving.unload("toy", {}, slow))
                 assert status is Status.PERMISSION_DENIED
+                for tells in (serving.model_metadata, serving.model_config):  # which load, too
+                    status, _ = await status_of(tells("other", "", slow))
+                    assert status is Status.PERMISSION_DENIED
+                    assert (await tells("toy", "", slow))["name"] == "toy"
                 assert "other" not in loads(controller) and nothing_is_held(serving)
                 text = serving.metrics().decode()
                 assert 'model="toy",status="ok",token="fast"} 2.0' in text

@@ -82,7 +82,9 @@ def test_a_newer_version_takes_over_and_the_old_one_ends_when_nothing_runs_on_it
                 assert isinstance(again, Answered) and again.version == "1"
                 newest = await ends.of(asked())
                 assert isinstance(newest, Answered) and newest.version == "2"
-                assert (await serving.model_metadata("toy", ""))["versions"] == ["1", "2"]
+                assert (await serving.model_metadata("toy", "", serving.caller("")))[
+                    "versions"
+                ] == ["1", "2"]
 
     run(work())
 

@@ -58,9 +58,11 @@ class Service(Protocol):
 
     def server_metadata(self) -> Document: ...
 
-    async def model_metadata(self, name: str, version: str) -> Document: ...
+    async def model_metadata(self, name: str, version: str, caller: Caller) -> Document:
+        """What it takes and gives, for which it is loaded: 403 for a caller who may not use it."""
 
-    async def model_config(self, name: str, version: str) -> Document: ...
+    async def model_config(self, name: str, version: str, caller: Caller) -> Document:
+        """As `model_metadata`."""
 
     async def statistics(self, name: str, version: str) -> Document:
         """The counts of one model, or with an empty name those of all that are loaded."""

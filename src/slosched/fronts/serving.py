@@ -218,14 +218,20 @@ class Serving:
     def server_metadata(self) -> service.Document:
         return server_metadata(shared_memory=self._config.shared_memory)
 
-    async def model_metadata(self, name: str, version: str) -> service.Document:
-        model = await self.models.ensure(name, version)
+    async def model_metadata(
+        self, name: str, version: str, caller: service.Caller
+    ) -> service.Document:
+        allowed = cast(Caller, caller).check_model
+        model = await self.models.ensure(name, version, allowed=allowed)
         assert model.form is not None
         versions = [model.version] if version else self.models.ready_versions(model.base)
         return model_metadata(model.form, name_and_version(name)[0], versions)
 
-    async def model_config(self, name: str, version: str) -> service.Document:
-        model = await self.models.ensure(name, version)
+    async def model_config(
+        self, name: str, version: str, caller: service.Caller
+    ) -> service.Document:
+        allowed = cast(Caller, caller).check_model
+        model = await self.models.ensure(name, version, allowed=allowed)
         assert model.form is not None
         return model_config(model.form, name_and_version(name)[0], model.version)
 

@@ -218,9 +218,10 @@ class Routes:
             request = plain.read(exchange.body)
             slo = _queried_slo(exchange.query) or request.slo or exchange.header(_SLO) or ""
             name, version = name_and_version(exchange.name)
-            metadata = await self._service.model_metadata(name, version)
+            caller = _caller(exchange)
+            metadata = await self._service.model_metadata(name, version, caller)
             asked = plain.asked(request, slo, metadata, model=name, version=version)
-            return plain.answer(await self._service.infer(asked, _caller(exchange)))
+            return plain.answer(await self._service.infer(asked, caller))
         except FrontError as error:
             return plain.error_answer(error)
 
@@ -230,10 +231,12 @@ class Routes:
         return _EMPTY
 
     async def _metadata(self, exchange: Exchange) -> Answer:
-        return document(await self._service.model_metadata(exchange.name, exchange.version))
+        caller = _caller(exchange)
+        return document(await self._service.model_metadata(exchange.name, exchange.version, caller))
 
     async def _config(self, exchange: Exchange) -> Answer:
-        return document(await self._service.model_config(exchange.name, exchange.version))
+        caller = _caller(exchange)
+        return document(await self._service.model_config(exchange.name, exchange.version, caller))
 
     async def _statistics(self, exchange: Exchange) -> Answer:
         return document(await self._service.statistics(exchange.name, exchange.version))

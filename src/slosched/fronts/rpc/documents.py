@@ -71,16 +71,16 @@ async def _server_metadata(call: Call) -> bytes:
 
 
 async def _model_metadata(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "ModelMetadataRequest")
-    found = await call.service.model_metadata(asked.name, asked.version)
+    found = await call.service.model_metadata(asked.name, asked.version, caller)
     return _answer("ModelMetadataResponse", found)
 
 
 async def _model_config(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "ModelConfigRequest")
-    found = await call.service.model_config(asked.name, asked.version)
+    found = await call.service.model_config(asked.name, asked.version, caller)
     return _answer("ModelConfigResponse", {"config": found})
 
 
