@@ -151,6 +151,20 @@ def test_a_pt2_file_answers_as_its_module_does(
     assert np.allclose(answer(rig, "linear:3", 11), expected, atol=1e-6)
 
 
+def test_a_copy_that_is_complete_later_is_built_then(
+    served: tuple[CpuRig, Repository],
+) -> None:
+    rig, repository = served
+    place = repository.scaled("slow/1", 2.0)
+    (place / "scale.py").unlink()
+    code, reason = failure(rig, repository, "slow/1")
+    assert code == Code.INVALID_MODEL_PATH and "scale" in reason
+    (place / "scale.py").write_text("FACTOR = 4.0\n")
+    offer(rig, repository, "slow/1")
+    prepared(rig, "slow:1", 20)
+    assert np.array_equal(answer(rig, "slow:1", 20), ROW * 4)
+
+
 def test_a_checkpoint_answers_as_it_was_saved(
     served: tuple[CpuRig, Repository], tmp_path: Path
 ) -> None:
