@@ -55,6 +55,8 @@ def test_a_batch_is_as_many_requests_and_one_answer() -> None:
 
 CODES = {
     Code.TIMED_OUT: Status.UNAVAILABLE,
+    Code.COPY_INPUT_TOO_LATE: Status.UNAVAILABLE,
+    Code.EXEC_TOO_LATE: Status.UNAVAILABLE,
     Code.SKIPPED: Status.UNAVAILABLE,
     Code.COULD_NOT_START_IN_TIME: Status.UNAVAILABLE,
     Code.CONTROLLER_OVERLOADED: Status.UNAVAILABLE,
@@ -88,7 +90,7 @@ def test_each_code_of_the_controller_has_its_status_and_a_refusal_its_prediction
                         assert error.refusal.predicted_exec_ns == 2_600_000
                         assert error.refusal.time_left_ns == 10**9 - 3_000_000
                     expired = error.text.startswith("Request timeout expired")
-                    assert expired == (code == Code.TIMED_OUT)
+                    assert expired == (code == Code.TIMED_OUT or code.name.endswith("_TOO_LATE"))
                 assert nothing_is_held(serving)
                 stats = (await serving.statistics("toy", ""))["model_stats"][0]
                 assert stats["inference_stats"]["fail"]["count"] == len(CODES)

@@ -33,8 +33,19 @@ from slosched.transport.codec import Frame
 OnEnd = Callable[[Answered | FrontError], None]
 #: Triton's words for a request that waited too long, which clients look for.
 _EXPIRED = "Request timeout expired"
+#: Codes of a worker that came to an action when its time had passed, and of a request whose own time had.
+_LATE = frozenset(
+    (
+        Code.TIMED_OUT,
+        Code.NETWORK_SEND_TOO_LATE,
+        Code.LOAD_WEIGHTS_TOO_LATE,
+        Code.COPY_INPUT_TOO_LATE,
+        Code.EXEC_TOO_LATE,
+        Code.COPY_OUTPUT_TOO_LATE,
+    )
+)
 #: Codes of what the controller decided, and of what is over by no fault of the request.
-_UNAVAILABLE = frozenset((*REJECTIONS, Code.CANCELLED, Code.INITIALIZING))
+_UNAVAILABLE = frozenset((*REJECTIONS, *_LATE, Code.CANCELLED, Code.INITIALIZING))
 _BAD = frozenset((Code.INVALID_REQUEST, Code.INVALID_INPUT))
 #: How the controller begins what it says of a model that this gateway holds, and an operator unloaded.
 _NO_MODEL = "no model has the id"
@@ -261,7 +272,7 @@ class Inference:
         assert self.model is not None
         code, reason = reply.code, reply.reason or code_name(reply.code)
         if code in _UNAVAILABLE:
-            text = f"{_EXPIRED}: {reason}" if code == Code.TIMED_OUT else reason
+            text = f"{_EXPIRED}: {reason}" if code in _LATE else reason
             refusal = Refusal(
                 code=code,
                 predicted_start_ns=reply.predicted_start_ns,
