@@ -49,7 +49,11 @@ def run(options: Options, frame: Frame) -> None:
     """Measure what the run directory does not have: see `frame`. Raises what engines and state raise, and
     InvalidConfig for a file of examples that cannot be read."""
     options = options.at_scale(frame.scale)
-    data = {size: _examples(options, size) for size in options.size or ("data",)}
+    data = {}
+    for size in options.size or ("data",):
+        # Tens of seconds for the full size: said, so that a resumed run is not taken to hang.
+        frame.say(f"data of size {size}: {'reading' if options.data else 'making'} them")
+        data[size] = _examples(options, size)
     plans = [_Plan(options, frame, size, examples) for size, examples in data.items()]
     max(plans, key=lambda plan: len(plan.examples.train)).published = True
     frame.expect(sum(plan.cells for plan in plans))
