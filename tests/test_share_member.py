@@ -373,7 +373,7 @@ def test_a_program_of_ones_own_runs_to_the_end_of_the_window(tmp_path: Path) -> 
         Job(name="fails", model="bash", command=("bash", "-c", "exit 3")),
         Job(name="none", model="none", command=(str(tmp_path / "no-such-program"),)),
     )
-    result = _run(tmp_path, Mode.TM, *jobs, length_ns=NS_PER_S // 2)
+    result = _run(tmp_path, Mode.TM, *jobs, length_ns=2 * NS_PER_S)
     long, short, fails, none = result.jobs
     assert (long.status, long.reason) == (Status.OK, "it ran to the end of the window")
     assert short.status is Status.OK
