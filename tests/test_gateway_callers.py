@@ -166,6 +166,21 @@ def test_requests_per_second_fill_again_with_time(monkeypatch: pytest.MonkeyPatc
     quota.take(1, 0)
 
 
+def test_a_batch_whose_first_row_was_taken_before_its_size_was_known_gets_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [10**18]
+    monkeypatch.setattr(callers, "now_ns", lambda: now[0])
+    for batch, per_s in ((4, 4.0), (8, 4.0), (2, 0.5)):
+        quota = Quota("token 'a'", per_s=per_s)
+        quota.take(1, 0)
+        quota.take(batch - 1, 0, before=1)
+        now[0] += int((batch - min(batch, max(1.0, per_s))) / per_s * 10**9)  # what it owes
+        assert status_of(quota.take, 1, 0) is Status.RESOURCE_EXHAUSTED
+        now[0] += int(10**9 / per_s)
+        quota.take(1, 0)
+
+
 def test_a_slow_quota_lets_one_request_through_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10**18]
     monkeypatch.setattr(callers, "now_ns", lambda: now[0])

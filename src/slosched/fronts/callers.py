@@ -83,23 +83,26 @@ class Quota:
             self.per_s = per_s
             self._credit, self._at_ns = max(1.0, per_s), now_ns()
 
-    def take(self, rows: int, size: int) -> None:
-        """Begin `rows` requests with `size` bytes of inputs. Raises FrontError, 429; nothing is taken then."""
+    def take(self, rows: int, size: int, *, before: int = 0) -> None:
+        """Begin `rows` requests with `size` bytes of inputs. Raises FrontError, 429; nothing is taken then.
+
+        `before` were taken for the same batch already.
+        """
         if self.most_rows and self.rows_now + rows > self.most_rows:
             raise self._over(f"{self.most_rows:,} requests may be in flight", 0.0)
         if self.most_bytes and self.bytes_now + size > self.most_bytes:
             raise self._over(f"inputs of {self.most_bytes:,} bytes may be in flight", 0.0)
         if self.per_s:
-            self._take_credit(rows)
+            self._take_credit(rows, before)
         self.rows_now += rows
         self.bytes_now += size
 
-    def _take_credit(self, rows: int) -> None:
+    def _take_credit(self, rows: int, before: int) -> None:
         """A bucket holds a second's requests; one that asks for more than it ever holds takes all of it."""
         now, most = now_ns(), max(1.0, self.per_s)
         credit = min(most, self._credit + (now - self._at_ns) * self.per_s / NS_PER_S)
         self._credit, self._at_ns = credit, now
-        wanted = min(float(rows), most)
+        wanted = min(rows + before, most) - min(before, most)
         if credit < wanted:
             raise self._over(f"{self.per_s:g} requests/s", (wanted - credit) / self.per_s)
         self._credit = credit - rows  # perhaps below zero: what is owed for a large batch

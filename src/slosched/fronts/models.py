@@ -94,8 +94,9 @@ class Models:
         self._sessions, self._announce = sessions, announce
         self._versions: dict[tuple[str, str], Version] = {}
         self._current: dict[str, Version] = {}
-        self._unloaded: set[str] = set()
-        self._wanted: set[str] = set()
+        #: What clients unloaded and loaded, as (name, version); "" means the model as a whole.
+        self._unloaded: set[tuple[str, str]] = set()
+        self._wanted: set[tuple[str, str]] = set()
         self._offered = Offered()
         self._looked_ns = 0
         self._looking: asyncio.Task[None] | None = None
@@ -129,14 +130,22 @@ class Models:
         found = self.find(base, version)
         if found is not None:
             return found
-        entry = self._entry(base, version)
-        if not self._may_load(base, entry):
-            raise _no_versions(base) if base in self._unloaded else _not_found(base)
+        entry = self._entry(base, version or self._meant(base))
+        if not self._may_load(entry):
+            raise _no_versions(base) if self._is_unloaded(entry) else _not_found(base)
         if entry.failure is not None and now_ns() < entry.failed_ns + FAILED_FOR_NS:
             raise entry.failure.again()
         entry.asked_for |= bool(version)
         await self._load(entry)
         return entry
+
+    def _meant(self, base: str) -> str:
+        """The version that a name without one would load: the newest that clients did not exclude."""
+        versions = self._offered.versions(base)
+        left = [each for each in versions if (base, each) not in self._unloaded]
+        if self._config.model_control == "explicit" and (base, "") not in self._wanted:
+            left = [each for each in left if (base, each) in self._wanted] or left
+        return left[-1] if left else self._offered.newest(base)
 
     def _entry(self, base: str, version: str) -> Version:
         """The version (empty: the newest) as an entry of the table. Raises FrontError if there is none."""
@@ -152,10 +161,18 @@ class Models:
             entry = self._versions[base, wanted] = Version(base, wanted, full)
         return entry
 
-    def _may_load(self, base: str, entry: Version) -> bool:
-        if entry.state is LOADING or base in self._wanted:
-            return True
-        return self._config.model_control == "on-demand" and base not in self._unloaded
+    def _is_unloaded(self, entry: Version) -> bool:
+        """Whether a client unloaded it, or its model, and none has loaded it since."""
+        return not self._unloaded.isdisjoint(((entry.base, ""), (entry.base, entry.version)))
+
+    def _may_load(self, entry: Version) -> bool:
+        """Whether a request may load it."""
+        if entry.state is LOADING or self._config.model_control == "on-demand":
+            return not self._is_unloaded(entry)
+        newest = entry.version == self._meant(entry.base)
+        return (entry.base, entry.version) in self._wanted or (
+            newest and (entry.base, "") in self._wanted
+        )
 
     async def _known(self, base: str) -> str:
         """The name of a model as it is offered. Raises FrontError: 404, and 503 without a controller."""
@@ -189,14 +206,12 @@ class Models:
         base = self._offered.known(base) or base
         if self.find(base, version) is not None:
             return True
-        wanted = version or self._offered.newest(base)
-        if not self._offered.full(base, wanted):
+        wanted = version or self._meant(base)
+        full = self._offered.full(base, wanted)
+        if not full:
             return False
-        entry = self._versions.get((base, wanted))
-        failed = entry is not None and entry.failure is not None
-        return (
-            self._config.model_control == "on-demand" and base not in self._unloaded and not failed
-        )
+        entry = self._versions.get((base, wanted)) or Version(base, wanted, full)
+        return self._may_load(entry) and entry.failure is None
 
     # ------------------------------------------------------------------------------ loading
 
@@ -204,7 +219,9 @@ class Models:
         """Load a version, or wait for its load. Raises FrontError."""
         if entry.state is READY:
             return
-        if entry.loading is None:
+        if entry.loading is not None:
+            entry.state, entry.reason = LOADING, ""  # also if it was unloaded meanwhile
+        else:
             held = sum(each.state is not UNAVAILABLE for each in self._versions.values())
             if held >= self._config.max_models:
                 raise FrontError(
@@ -300,8 +317,8 @@ class Models:
                 Status.INTERNAL,
                 f"failed to load '{_short(name)}', failed to poll from model repository",
             ) from None
-        self._wanted.add(base)
-        self._unloaded.discard(base)
+        self._wanted.add((base, version))
+        self._unloaded -= {(base, ""), (base, entry.version)}
 
     async def unload(self, name: str, *, allowed: Callable[[str], None] | None = None) -> None:
         """Give up a model, or of NAME:VERSION that one. What runs is served. Raises FrontError."""
@@ -315,9 +332,11 @@ class Models:
         if allowed is not None:
             allowed(base)
         loaded = [e for e in self._of(base) if version in ("", e.version)]
+        self._wanted.discard((base, version))
         if not version:
-            self._wanted.discard(base)
-            self._unloaded.add(base)
+            self._wanted -= {each for each in self._wanted if each[0] == base}
+        if not version or loaded or self._offered.full(base, version):
+            self._unloaded.add((base, version))
         for entry in loaded:
             entry.failure = None
             if entry.state is READY:
@@ -380,9 +399,21 @@ class Models:
         self._first.set()
         self._find_lost(ready, {each.model_id for each in listing.models})
         for base, current in [*self._current.items()]:
-            newest = self._offered.newest(base)
+            newest = self._meant(base)
             if newest and self._goes_before(newest, current):
                 self._begin(self._load_newer(self._entry(base, newest)))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop versions that are gone while others of their model are offered: their number has no bound."""
+        for (base, version), entry in [*self._versions.items()]:
+            gone = self._offered.known(base) == base and not self._offered.full(base, version)
+            if not gone or entry.state is not UNAVAILABLE or entry.running or entry.loading:
+                continue
+            if not any(entry.full in session.handles for session in self._sessions()):
+                del self._versions[base, version]
+                self._unloaded.discard((base, version))
+                self._wanted.discard((base, version))
 
     def _goes_before(self, version: str, current: Version) -> bool:
         """Whether `version` should serve in place of `current`: it is newer, or the other was taken back."""
@@ -403,8 +434,8 @@ class Models:
     async def _load_newer(self, entry: Version) -> None:
         if entry.loading is not None or now_ns() < entry.failed_ns + _NEWER_AGAIN_NS:
             return
-        if entry.reason == _UNLOADED:
-            return  # a client unloaded this very version
+        if entry.reason == _UNLOADED or self._is_unloaded(entry):
+            return  # a client does not want it
         try:
             await self._load(entry)
         except FrontError as error:

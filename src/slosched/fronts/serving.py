@@ -138,7 +138,7 @@ class Serving:
         if more > 0:
             self._quota.take(more, 0)
             try:
-                inference.caller.quota.take(more, 0)
+                inference.caller.quota.take(more, 0, before=inference.rows)
             except FrontError:
                 self._quota.give(more, 0)
                 raise
@@ -153,7 +153,11 @@ class Serving:
         session = caller.session
         handle = session.handles.get(model.full)
         if handle is None:
-            handle = await session.load(model.full)
+            model.running += 1  # it is not given up before this session holds it
+            try:
+                handle = await session.load(model.full)
+            finally:
+                model.running -= 1
         return model, handle
 
     def ended(self, inference: Inference, result: Answered | FrontError | None) -> None:
