@@ -238,7 +238,7 @@ class Inference:
             self._end(error)
 
     def broke(self, error: Exception) -> None:
-        """It met a fault of this program: its client hears of it, and so does the operator."""
+        """It met a fault of this program, which its client and the log are told."""
         _report("a request could not be sent", error)
         self.fail(FrontError(Status.INTERNAL, "an internal error of the gateway; its log has more"))
 
