@@ -115,34 +115,36 @@ def test_the_parts_fit_the_time_on_the_device() -> None:
     assert sum(each.needs_s for each in PARTS.values()) < 540 - 40
 
 
+PRODUCT = {
+    "kind": "product",
+    "splits": 2,
+    "error": 1e-7,
+    "tolerance": 1e-5,
+    "device_copy_ns": 0,
+}
+LOAD = {
+    "instances": 4,
+    "network": "timm",
+    "n": 10,
+    "ok": 10,
+    "loop": "capacity",
+    "cold": "20%",
+    "rung": "L3",
+    "refused": 0,
+    "timeout": 0,
+    "wrong": 0,
+    "largest_error": 1e-6,
+    "gpu_by": "process",
+    **dict.fromkeys(("warm_p50_ms", "warm_p99_ms", "cold_p50_ms", "cold_p99_ms"), 2.0),
+}
+TRAINED = {"losses": [1.0], "loss": 0.5, "target_s": 2.0, "epochs": 5, "size": "full"}
+MOVED = dict.fromkeys(
+    ("inputs_pulled_bytes", "weights_pulled_bytes", "weights_pushed_bytes"), 10**6
+)
+
+
 def records() -> dict[str, list[dict[str, Any]]]:
-    """Of a part of each kind."""
-    product = {
-        "kind": "product",
-        "splits": 2,
-        "error": 1e-7,
-        "tolerance": 1e-5,
-        "device_copy_ns": 0,
-    }
-    load = {
-        "instances": 4,
-        "network": "timm",
-        "n": 10,
-        "ok": 10,
-        "loop": "capacity",
-        "cold": "20%",
-        "rung": "L3",
-        "refused": 0,
-        "timeout": 0,
-        "wrong": 0,
-        "largest_error": 1e-6,
-        "gpu_by": "process",
-        **dict.fromkeys(("warm_p50_ms", "warm_p99_ms", "cold_p50_ms", "cold_p99_ms"), 2.0),
-    }
-    trained = {"losses": [1.0], "loss": 0.5, "target_s": 2.0, "epochs": 5, "size": "full"}
-    moved = dict.fromkeys(
-        ("inputs_pulled_bytes", "weights_pulled_bytes", "weights_pushed_bytes"), 10**6
-    )
+    """What a part of each kind leaves."""
     return {
         "coldstart": [
             {
@@ -166,17 +168,17 @@ def records() -> dict[str, list[dict[str, Any]]]:
             },
         ],
         "matrices-torch": [
-            {**product, "system": "whole", "size": 2000, "splits": 0, "took_ns": 10**6},
-            {**product, "system": "slots", "size": 2000, "took_ns": 10**8, "gpu_peak_mb": 700.0},
+            {**PRODUCT, "system": "whole", "size": 2000, "splits": 0, "took_ns": 10**6},
+            {**PRODUCT, "system": "slots", "size": 2000, "took_ns": 10**8, "gpu_peak_mb": 700.0},
         ],
         "throughput": [
-            {**load, "system": "slosched", "achieved_per_s": 500.0, "gpu_gb_s_integral": 2.0},
-            {**load, "system": "process", "achieved_per_s": 250.0, "gpu_gb_s_integral": 6.0},
+            {**LOAD, "system": "slosched", "achieved_per_s": 500.0, "gpu_gb_s_integral": 2.0},
+            {**LOAD, "system": "process", "achieved_per_s": 250.0, "gpu_gb_s_integral": 6.0},
         ],
         "sgd": [
             {
-                **trained,
-                **moved,
+                **TRAINED,
+                **MOVED,
                 "system": system,
                 "workers": workers,
                 "train_s": seconds,
