@@ -18,7 +18,7 @@ import pytest
 
 from slosched.codes import Code
 from slosched.telemetry.reason_log import Reason
-from test_readme import MINE, README, blocks, served, slosched, table_of
+from test_readme import blocks, served, slosched, table_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 SIMULATED = ("replay_my_arrivals", "why_refused", "my_own_policy")
@@ -88,16 +88,18 @@ def test_the_policy_of_the_page_is_the_example_packages() -> None:
 @pytest.mark.processes
 @pytest.mark.torch
 def test_will_my_model_make_it_is_four_commands_that_work(tmp_path: Path) -> None:
-    (tmp_path / "my_model.py").write_text(blocks(README, "python")[0])
-    (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])
-    profile, simulate, max_rate, live = (
-        line for block in blocks(page("will_my_model_make_it"), "sh") for line in block.splitlines()
+    text = page("will_my_model_make_it")
+    (tmp_path / "my_model.py").write_text(blocks(text, "python")[0])
+    (tmp_path / "worker.toml").write_text(blocks(text, "toml")[0])
+    profile, simulate, max_rate, worker, controller, live = (
+        line.replace("--device auto", "--device cpu")
+        for block in blocks(text, "sh")
+        for line in block.splitlines()
     )
-    assert "wrote mine.toml" in run(profile.replace("--device auto", "--device cpu"), tmp_path)
+    assert "wrote mine.toml" in run(profile, tmp_path)
     said = run(simulate, tmp_path)
     assert "SLO 25ms: 99 % in time (client), with 99 % confidence" in said
     assert "holds" in run(max_rate, tmp_path)
-    worker, controller = MINE.replace("--device auto", "--device cpu").splitlines()
     with served(tmp_path, worker, controller, "worker ready", "joined: 1 GPU(s)") as here:
         address = f"127.0.0.1:{here.controller_port}"
         shorter = live.replace("client ", f"client {address} ", 1).replace(" 300 30", " 300 3")
