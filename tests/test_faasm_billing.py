@@ -78,12 +78,13 @@ def ended(billing: Billing) -> Bill:
 
 @pytest.mark.processes
 def test_memory_of_the_processes_below_this_one_is_billed(tmp_path: Path) -> None:
+    others = {each.pid for each in below([os.getpid()])}  # another test's, as a tracker of shared memory
     with Billing(every_s=0.01, files=tmp_path / "a") as billing, process(_HOLDS) as holds:
         sampled(billing)
     bill, record = ended(billing), billing.record()
-    assert bill.most_processes == 1
+    assert bill.most_processes == 1 + len(others)
     assert 60 * _MB < bill.peak_pss_bytes <= bill.peak_rss_bytes
-    [one] = billing.processes.values()
+    [one] = [each for each in billing.processes.values() if each.pid not in others]
     assert one.pid == holds.pid and one.command.startswith(sys.executable)
     assert one.peak_pss_bytes == bill.largest_pss_bytes
     assert record["gb_s_paper"] == pytest.approx(bill.largest_pss_bytes * bill.wall_ns / 1e18)
