@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -18,10 +19,12 @@ from gateway_rig import (
     unloads,
     until,
 )
+from slosched import clock
+from slosched.errors import PeerUnreachable
 from slosched.fronts import models as models_module
 from slosched.fronts.asked import Answered
 from slosched.fronts.errors import FrontError, Status
-from slosched.messages import InferRequest
+from slosched.messages import InferRequest, ListModelsReply
 
 NOT_FOUND = Status.NOT_FOUND
 
@@ -299,6 +302,32 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
     run(work())
 
 
+def test_a_controller_that_was_away_is_ready_soon_after_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            async with service(controller.address) as serving:
+                await until(serving.ready)
+                monkeypatch.setattr(models_module, "_LOOK_EVERY_S", 0.01)
+                client, away, skipped = serving._house.client, [True], [0]
+                listing = client.listing
+                monkeypatch.setattr(models_module, "now_ns", lambda: clock.now_ns() + skipped[0])
+
+                async def asked_for() -> ListModelsReply:
+                    if away[0]:
+                        skipped[0] += 5 * 10**9  # as long as a question waits for its answer
+                        raise PeerUnreachable("no answer came")
+                    return await listing()
+
+                monkeypatch.setattr(client, "listing", asked_for)
+                await until(lambda: not serving.ready())
+                away[0] = False
+                await until(serving.ready)
+
+    run(work())
+
+
 def test_before_the_controller_is_there_everything_says_so_and_then_serves() -> None:
     async def work() -> None:
         with Controller() as controller:
@@ -336,5 +365,51 @@ def test_without_a_gpu_the_gateway_is_not_ready() -> None:
                 controller.ready = False
                 await until(lambda: not serving.ready())
                 assert not await serving.model_ready("toy", "")
+
+    run(work())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_loads_unloads_versions_and_leavers_in_any_order_leave_nothing_behind(seed: int) -> None:
+    async def work() -> None:
+        draw = random.Random(seed)
+        with Controller(("toy:1", "other")) as controller:
+            async with service(controller.address, max_models=3) as serving:
+                ends, who = Ends(serving), serving.caller("")
+                await until(serving.ready)
+                begun, left = 0, 0
+                tasks: list[asyncio.Task[None]] = []
+                for _ in range(60):
+                    kind = draw.choice(
+                        ("infer", "infer", "leave", "load", "unload", "offer", "gone")
+                    )
+                    name = draw.choice(("toy", "toy:1", "toy:2", "other", "nope"))
+                    if kind in ("infer", "leave"):
+                        running = ends.begin(asked(draw.randint(1, 4), model=name))
+                        begun += 1
+                        if kind == "leave":
+                            left += not running.done
+                            running.cancel()
+                    elif kind == "load":
+                        tasks.append(asyncio.create_task(serving.load(name, {}, who)))
+                    elif kind == "unload":
+                        tasks.append(asyncio.create_task(serving.unload(name, {}, who)))
+                    elif kind == "offer":
+                        versions = draw.sample(("toy:1", "toy:2", "toy:3"), draw.randint(1, 3))
+                        controller.offers = (*versions, "other")
+                        await serving.models.look()
+                    else:
+                        controller.loaded = {}
+                    if draw.random() < 0.5:
+                        await asyncio.sleep(draw.choice((0, 0.002, 0.01)))
+                for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                    assert ended is None or isinstance(ended, FrontError)
+                await until(lambda: len(ends.results) == begun - left)
+                assert nothing_is_held(serving)
+                controller.offers = ("toy:1", "other")
+                await serving.models.look()
+                await serving.unload("other", {}, who)
+                await serving.load("toy:1", {}, who)
+                assert isinstance(await ends.of(asked(version="1")), Answered)
 
     run(work())
