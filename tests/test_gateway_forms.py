@@ -140,6 +140,14 @@ def test_what_does_not_fit_is_refused_with_its_reason(change: dict[str, Any], wo
     assert words in refused(TOY, structs.replace(right, **change))
 
 
+def test_a_model_of_single_numbers_takes_a_number_a_row() -> None:
+    of = form((Tensor("x", "float32", ()),))
+    rows = of.rows(Asked(model="m", inputs=(tensor("x", np.arange(3, dtype=np.float32)),)))
+    assert [bytes(frame) for frame in rows.frames] == [np.float32(i).tobytes() for i in range(3)]
+    assert "has no shape" in refused(of, NamedTensor("x", "FP32", (), bytes(4)))
+    assert "got [1,1]" in refused(of, NamedTensor("x", "FP32", (1, 1), bytes(4)))
+
+
 def test_inputs_that_are_missing_repeated_or_of_other_batches() -> None:
     of = form(PAIR)
     left = tensor("left", np.zeros((2, 4), np.float32))
@@ -293,3 +301,36 @@ def test_statistics_split_a_request_into_its_parts_and_batches() -> None:
     assert found["inference_count"] == 3 and found["execution_count"] == 2
     [batch] = found["batch_stats"]
     assert batch["batch_size"] == 2 and batch["compute_infer"] == {"count": 2, "ns": 1_000}
+
+
+# ---------------------------------------------------------------------------------- attacks
+
+_EXTENTS = st.one_of(st.integers(-2, 6), st.sampled_from([2**31, 2**62, -(2**62)]))
+_NAMES = st.sampled_from(["ids", "mask", "texts", "on", "", "x", "\udc80", "é" * 300])
+
+
+@st.composite
+def any_tensor(draw: st.DrawFn) -> NamedTensor:
+    shape = tuple(draw(st.lists(_EXTENTS, max_size=4)))
+    datatype = draw(st.sampled_from([*SIZES, "BYTES", "", "nonsense"]))
+    return NamedTensor(draw(_NAMES), datatype, shape, draw(st.binary(max_size=80)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    tensors=st.lists(any_tensor(), max_size=5),
+    wanted=st.lists(_NAMES, max_size=3),
+    which=st.integers(0, 2),
+)
+def test_nothing_that_a_client_sends_breaks_the_checks(
+    tensors: list[NamedTensor], wanted: list[str], which: int
+) -> None:
+    several = (*TOKENS, Tensor("texts", BYTES, (2,), max_bytes=64), Tensor("on", "bool", ()))
+    of = (TOY, form(several, lengths=(4, 16)), form((Tensor("on", "bool", ()),)))[which]
+    request = Asked(model="m", inputs=tuple(tensors), wanted=tuple(map(Wanted, wanted)))
+    try:
+        rows = of.rows(request)
+    except FrontError as error:
+        assert error.status is Status.INVALID_ARGUMENT and len(error.text) < 2000
+    else:
+        assert 1 <= len(rows.frames) <= of.max_batch
