@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -392,3 +393,11 @@ class TestBaselines:
         assert all(each["took_ns"] > 0 for each in found)
         assert Truth(2, 40).error(np.load(product)) <= blocks.tolerance(40)
         assert how != "graph" or found[0]["calls"] == 9
+
+
+def test_calls_get_ready_without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package no state is in a Redis: on a GPU machine without it every local run failed."""
+    monkeypatch.delitem(sys.modules, "slosched.functions.state.redis_store", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    functions.ready()
+    assert "slosched.functions.state.redis_store" not in sys.modules

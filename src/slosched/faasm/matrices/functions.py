@@ -18,7 +18,7 @@ import numpy as np
 import slosched
 from slosched.clock import monotonic_ns
 from slosched.engines import Engine
-from slosched.errors import UnknownName
+from slosched.errors import MissingPackage, UnknownName
 from slosched.faasm.matrices import blocks, kernels
 from slosched.faasm.matrices.blocks import Matrix, Name, Plan
 from slosched.functions.context import ChildRef, Context
@@ -140,7 +140,7 @@ def leaf_class(call: Call, row: int, inner: int, col: int) -> int:
 
 def ready() -> None:
     """Import what every call needs, before its process is forked from this one."""
-    with suppress(ImportError):  # without redis no state is in a Redis
+    with suppress(ImportError, MissingPackage):  # without redis no state is in a Redis
         import_module("slosched.functions.state.redis_store")
 
 
