@@ -13,6 +13,7 @@ import pytest
 import slosched.core.client.requests as requests
 from fake_controller import FakeController
 from slosched.clients.aio import connect
+from slosched.core.client.brain import LOST_AFTER_TICKS
 from slosched.errors import (
     ConnectionLost,
     InvalidRequest,
@@ -261,6 +262,21 @@ def test_a_forgotten_client_asks_again_by_itself() -> None:
                 assert (await client.status())["policy"] == "FAKE"
                 controller.greeted.clear()
                 assert len(await client.load("toy")) == 1
+
+    run(work())
+
+
+def test_a_question_that_is_asked_as_the_controller_is_found_lost_has_its_end() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                controller.deaf = True
+                brain = client._brain
+                brain._heard = brain.requests.heard = False
+                brain._silent_ticks = LOST_AFTER_TICKS - 1
+                brain._alarms.set("tick", 0)  # due, and not looked at before the question is asked
+                with pytest.raises(ConnectionLost, match="has been silent"):
+                    await asyncio.wait_for(client.status(), 10)
 
     run(work())
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from slosched.clients.arguments import copy_count, flag, model_name, time_limit_s
 from slosched.clients.inference import Model, Unloaded
 from slosched.clients.session import Session
+from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.core.client.interface import (
     Drain,
@@ -52,11 +53,13 @@ class Questions(Session):
         away, MalformedMessage for an answer of another kind.
         """
         self._check_open()
-        number = self._do(question)
+        now = now_ns()
+        number = self._brain.handle(question, now_ns=now)
         assert number is not None
         future: asyncio.Future[Replied] = self._loop.create_future()
-        self._futures[number] = future
+        self._futures[number] = future  # before the step, in which the controller may be found lost
         try:
+            self._step(now)
             replied = await future
         finally:
             self._cancel(number)

@@ -33,7 +33,8 @@ from slosched.units import NS_PER_S
 FAILED_FOR_NS = 2 * NS_PER_S
 #: A newer version that failed to load is tried again after this time.
 _NEWER_AGAIN_NS = 30 * NS_PER_S
-#: The pause between two questions for what workers offer, and how many times as long as its answer took.
+#: The pause between two questions for the controller's state; that for what workers offer is as many times as
+#: long as its answer took.
 _LOOK_EVERY_S, _LOOK_SHARE = 1.0, 50
 #: What was asked for so recently is not asked for once more because a name is unknown.
 _FRESH_NS = NS_PER_S // 2
@@ -372,17 +373,20 @@ class Models:
 
     async def watch(self) -> None:
         """Look at what the controller offers, until cancelled."""
+        again_ns = 0
         while True:
             await self._house.connected.wait()
-            begun_ns = now_ns()
             try:
-                await self.look()
+                begun_ns = now_ns()
+                if begun_ns >= again_ns:
+                    await self.look()
+                    again_ns = begun_ns + _LOOK_SHARE * min(now_ns() - begun_ns, NS_PER_S)
                 report = await self._house.client.status(brief=True)
                 self.gpus_ready = bool(report.get("ready")) and not report.get("draining")
             except SloschedError:
-                self.gpus_ready = False
-            took_s = (now_ns() - begun_ns) / NS_PER_S
-            await asyncio.sleep(max(_LOOK_EVERY_S, _LOOK_SHARE * min(took_s, 1.0)))
+                # How long the question waited is no measure of what its answer costs.
+                self.gpus_ready, again_ns = False, 0
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Ask what workers offer; several who ask at a time share one answer. Raises SloschedError."""
