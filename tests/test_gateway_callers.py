@@ -123,7 +123,11 @@ def test_the_file_is_read_again_and_a_faulty_one_changes_nothing(tmp_path: Path)
     assert who.caller("Bearer another-one") is before  # with what it has in flight
     assert status_of(before.quota.take, 1, 0) is Status.RESOURCE_EXHAUSTED
     file(tmp_path, '[tokens.b]\ntoken = "third-one"\nweight = 3\n')
-    assert {each.name for each in who.read()} == {"a", "b"}  # b has another weight: another session
+    heavier = who.caller("Bearer third-one")
+    assert who.read() == []  # none of them has a session
+    assert before.gone and status_of(before.check) is Status.UNAUTHENTICATED
+    assert who.caller("Bearer third-one") is heavier and heavier.row.weight == 3
+    heavier.check()
 
 
 def test_a_new_token_may_use_its_first_second_at_once(tmp_path: Path) -> None:

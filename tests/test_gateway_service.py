@@ -24,7 +24,7 @@ from slosched.codes import Code
 from slosched.fronts.asked import Answered, RegionPart, Wanted
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.serving import Serving
-from slosched.messages import CancelRequest, InferRequest
+from slosched.messages import CancelRequest, Goodbye, InferRequest
 
 NOT_FOUND = Status.NOT_FOUND
 
@@ -342,7 +342,35 @@ def test_a_token_that_is_gone_after_a_reload_is_no_more_and_its_session_ends(
                 status, _ = await status_of(_caller(serving, "Bearer fast-token"))
                 assert status is Status.UNAUTHENTICATED
                 error = await ends.of(asked())  # a shell that remembered the caller
-                assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
+                assert isinstance(error, FrontError) and error.status is Status.UNAUTHENTICATED
+
+    run(work())
+
+
+@pytest.mark.parametrize("left", ["[tokens.fast]\nweight = 1.0", "[tokens.other]"])
+def test_what_is_in_flight_goes_on_when_its_token_is_gone_or_has_another_weight(
+    tmp_path: Path, left: str
+) -> None:
+    async def work() -> None:
+        with Controller() as controller:
+            path = Path(tokens(tmp_path))
+            async with service(controller.address, tokens=str(path)) as serving:
+                fast = serving.callers.caller("Bearer fast-token")
+                ends = Ends(serving, fast)
+                assert isinstance(await ends.of(asked()), Answered)
+                controller.answer_after_ns = 300_000_000
+                ends.begin(asked())
+                await until(lambda: len(controller.of(InferRequest)) == 2)
+                controller.answer_after_ns = 0
+                path.write_text(f'{left}\ntoken = "fast-token"\n')
+                serving.read_tokens_again()
+                now = serving.callers.caller("Bearer fast-token")
+                assert isinstance(await Ends(serving, now).of(asked()), Answered)
+                await until(lambda: len(ends.results) == 2)
+                assert isinstance(ends.results[1], Answered) and nothing_is_held(serving)
+                assert fast.quota.rows_now == 0 and now.name in left
+                assert {name for name, _ in hellos(controller)} == {"gateway", "fast", now.name}
+                await until(lambda: len(controller.of(Goodbye)) == 1)
 
     run(work())
 

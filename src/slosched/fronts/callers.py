@@ -129,6 +129,7 @@ class Caller:
         self._name, self.row, self.quota = name, row, quota
         self._opened = opened
         self._session: Session | None = None
+        self.gone = False  # the file has its token no more
 
     @property
     def name(self) -> str:
@@ -140,10 +141,15 @@ class Caller:
             self._session = self._opened(self)
         return self._session
 
-    @property
-    def opened(self) -> Session | None:
-        """The session, if it has begun."""
-        return self._session
+    def part(self) -> Session | None:
+        """Give up the session, if it has begun: the next request has another."""
+        parted, self._session = self._session, None
+        return parted
+
+    def check(self) -> None:
+        """Raise FrontError, 401, if the token is gone: a shell may remember whom it was of."""
+        if self.gone:
+            raise FrontError(Status.UNAUTHENTICATED, f"the token is not known any more: {_REALM}")
 
     def check_model(self, model: str) -> None:
         """Raise FrontError, 403, if the token may not use `model` (a name without its version)."""
@@ -180,22 +186,27 @@ class Callers:
     def all(self) -> list[Caller]:
         return [self.everyone] if self.open else [*self._by_digest.values()]
 
-    def read(self) -> list[Caller]:
-        """Read the file (again) and return the callers whose tokens are gone. Raises InvalidConfig."""
+    def read(self) -> list[Session]:
+        """Read the file (again) and return the sessions that get no more requests. Raises InvalidConfig."""
         before = {caller.name: caller for caller in self._by_digest.values()}
         rows, self.warning = read_tokens(Path(self._path))
         found: dict[bytes, Caller] = {}
+        parted: list[Session | None] = []
         for name, row in rows.items():
-            old = before.get(name)
-            if old is not None and old.row.weight == row.weight:
-                caller = before.pop(name)  # its session and what it has in flight stay
+            caller = before.pop(name, None)
+            if caller is None:
+                caller = Caller(name, row, _limit(Quota(f"token '{name}'"), row), self._opened)
+            else:  # what it has in flight stays
+                if caller.row.weight != row.weight:
+                    parted.append(caller.part())
                 caller.row = row
                 _limit(caller.quota, row)
-            else:
-                caller = Caller(name, row, _limit(Quota(f"token '{name}'"), row), self._opened)
             found[_digest_of(row)] = caller
+        for caller in before.values():
+            caller.gone = True
+            parted.append(caller.part())
         self._by_digest = found
-        return [*before.values()]
+        return [each for each in parted if each is not None]
 
     def caller(self, authorization: str) -> Caller:
         """The caller with this Authorization header. Raises FrontError, 401."""

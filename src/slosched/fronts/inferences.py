@@ -65,8 +65,8 @@ class Host(Protocol):
     def gone(self, model: Version) -> None:
         """The controller does not know the model any more, which this gateway holds."""
 
-    async def prepare(self, inference: Inference) -> tuple[Version, Model]:
-        """The version and the handle for it, loaded. Raises FrontError."""
+    async def prepare(self, inference: Inference) -> tuple[Version, Session, Model]:
+        """The version, loaded, with the caller's session and its handle for it. Raises FrontError."""
 
 
 class Inference:
@@ -135,10 +135,10 @@ class Inference:
 
     async def _prepared(self) -> None:
         try:
-            model, handle = await self._host.prepare(self)
+            model, session, handle = await self._host.prepare(self)
             if not self.done:
                 assert model.form is not None
-                self.send(model, model.form, self.caller.session, handle)
+                self.send(model, model.form, session, handle)
         except FrontError as error:
             self.fail(error)
         except Exception as error:
@@ -238,7 +238,7 @@ class Inference:
             self._end(error)
 
     def broke(self, error: Exception) -> None:
-        """It met a fault of this program, which its client and the log are told."""
+        """The gateway itself failed: its client gets an error, and the log the traceback."""
         _report("a request could not be sent", error)
         self.fail(FrontError(Status.INTERNAL, "an internal error of the gateway; its log has more"))
 

@@ -21,9 +21,12 @@ from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
 from slosched.fronts.statistics import in_ms
 from slosched.gateway_config import GatewayConfig
+from slosched.units import NS_PER_S
 
 #: What the gateway's own session is called at the controller.
 HOUSE = "gateway"
+#: Requests of a token that is gone, or has another weight now, have this long.
+_PARTED_WITHIN_NS, _PARTED_LOOK_S = 60 * NS_PER_S, 0.1
 
 
 class Serving:
@@ -75,11 +78,9 @@ class Serving:
         """Take the file of tokens anew. Raises InvalidConfig, and the old ones stay."""
         if self.callers.open:
             return
-        for gone in self.callers.read():
-            session = gone.opened
-            if session is not None and self._sessions.get(gone.name) is session:
-                del self._sessions[gone.name]
-                self._tasks.append(asyncio.get_running_loop().create_task(session.close()))
+        for parted in self.callers.read():
+            self._sessions.pop(parted.name, None)
+            self._tasks.append(asyncio.get_running_loop().create_task(_closed_later(parted)))
 
     def _open_session(self, caller: Caller) -> Session:
         if not caller.name:
@@ -124,6 +125,7 @@ class Serving:
         """Take what it needs of the quotas. Raises FrontError, 429."""
         if self.draining:
             raise FrontError(Status.UNAVAILABLE, "this gateway is being stopped")
+        inference.caller.check()
         self._quota.take(1, size)
         try:
             inference.caller.quota.take(1, size)
@@ -147,9 +149,10 @@ class Serving:
     def gone(self, model: Version) -> None:
         self.models.lost(model)
 
-    async def prepare(self, inference: Inference) -> tuple[Version, Model]:
+    async def prepare(self, inference: Inference) -> tuple[Version, Session, Model]:
         asked, caller = inference.asked, inference.caller
         model = await self.models.ensure(asked.model, asked.version, allowed=caller.check_model)
+        caller.check()  # it may be gone by now
         session = caller.session
         handle = session.handles.get(model.full)
         if handle is None:
@@ -158,7 +161,7 @@ class Serving:
                 handle = await session.load(model.full)
             finally:
                 model.running -= 1
-        return model, handle
+        return model, session, handle
 
     def ended(self, inference: Inference, result: Answered | FrontError | None) -> None:
         self._running -= 1
@@ -287,3 +290,13 @@ class Serving:
                 f"unload takes no parameters here, and has {', '.join(others)[:200]}",
             )
         await self.models.unload(name, allowed=theirs.check_model)
+
+
+async def _closed_later(session: Session) -> None:
+    """Close a session that gets no more requests, once those that it has are answered."""
+    ends_ns = now_ns() + _PARTED_WITHIN_NS
+    try:
+        while session.running and now_ns() < ends_ns:
+            await asyncio.sleep(_PARTED_LOOK_S)
+    finally:
+        await session.close()
