@@ -161,7 +161,7 @@ class Reader:
         self._regions, self._why_not, self._most_bytes = regions, why_not, most_bytes
 
     def read(
-        self, body: bytes | bytearray, length: str | None, slo: str, *, model: str, version: str
+        self, body: Frame | bytearray, length: str | None, slo: str, *, model: str, version: str
     ) -> Read:
         """The inference in a body; `length` is its Inference-Header-Content-Length, `slo` its slosched-slo.
 

@@ -10,6 +10,7 @@ import zlib
 from enum import Enum, auto
 
 from slosched.fronts.http.answers import Rejected
+from slosched.transport.codec import Frame
 
 #: Bytes of a line with a chunk's size and its extensions, and of all trailers.
 _MOST_LINE, _MOST_TRAILERS = 256, 8192
@@ -92,7 +93,7 @@ _WINDOWS = {"gzip": 31, "deflate": 15}
 ENCODINGS = frozenset(_WINDOWS)
 
 
-def inflated(body: bytes | bytearray, encoding: str, most: int) -> bytes:
+def inflated(body: Frame | bytearray, encoding: str, most: int) -> bytes:
     """The content of a compressed body. Raises Rejected if it is not one, or has more than `most` bytes."""
     inflater = zlib.decompressobj(_WINDOWS[encoding])
     try:

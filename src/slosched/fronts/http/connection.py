@@ -18,6 +18,8 @@ request is still answered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import mmap
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -37,6 +39,8 @@ _BUSY: Final = 3
 _SKIP: Final = 4
 _LINGER: Final = 5
 
+#: Bodies up to this have memory of their own at once.
+_ZEROED = 1024**2
 #: Answers up to this are joined and written at once.
 _SMALL = 64 * 1024
 
@@ -432,9 +436,18 @@ class Connection(asyncio.BufferedProtocol):
         self._held = 0
 
 
-def _memory(size: int) -> bytearray:
-    """Memory for a body, which the kernel gives as it is written. Raises Rejected where it has none."""
+def _memory(size: int) -> bytearray | memoryview:
+    """Memory for a body. That of a large one is the kernel's until it is written, page by page.
+
+    A bytearray is zeroed: it would take all that a client announces, and time. Raises Rejected where there is
+    none.
+    """
     try:
-        return bytearray(size)
-    except MemoryError:
+        if size <= _ZEROED:
+            return bytearray(size)
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError, AttributeError):  # not every kernel has large pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        return memoryview(pages)
+    except (MemoryError, OSError):
         raise Rejected(503, f"there is no memory for a request of {size} bytes") from None

@@ -11,6 +11,7 @@ from slosched.fronts.errors import FrontError
 from slosched.fronts.http import bodies
 from slosched.fronts.http.answers import Answer, Rejected, error_answer
 from slosched.fronts.service import Caller, Running
+from slosched.transport.codec import Frame
 
 
 class Exchange:
@@ -47,7 +48,7 @@ class Exchange:
     ) -> None:
         self.method, self.headers, self.local = method, headers, local
         self.path, _, self.query = target.partition("?")
-        self.body: bytes | bytearray = b""
+        self.body: Frame | bytearray = b""
         self.name = self.version = ""  # of the model or region in the path
         self.route: Any = None  # routes.Route; the routes alone look at it
         self.caller: Caller | None = None

@@ -22,6 +22,7 @@ from slosched.fronts.http.answers import Answer, document, encode, error_headers
 from slosched.fronts.http.bodies import decoded, refused
 from slosched.fronts.http.elements import nested, regular, to_bytes, values_of
 from slosched.fronts.slo import slo_ns
+from slosched.transport.codec import Frame
 from slosched.units import NS_PER_MS
 
 #: As protobuf's JSON has them; JSON has no numbers for these.
@@ -39,7 +40,7 @@ class Plain(msgspec.Struct, forbid_unknown_fields=True):
 _decode = msgspec.json.Decoder(Plain).decode
 
 
-def read(body: bytes | bytearray) -> Plain:
+def read(body: Frame | bytearray) -> Plain:
     """The request in a body. Raises FrontError."""
     request: Plain = decoded(_decode, body)
     return request

@@ -1,0 +1,53 @@
+"""Large bodies by HTTP: what is announced and not sent takes no memory, and what is sent comes whole."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import resource
+from pathlib import Path
+
+from gateway_http_rig import Raw, inference, request, served
+
+INFER = "/v2/models/echo/infer"
+LARGE = 64 * 1024**2
+
+
+def resident_bytes() -> int:
+    """What this process holds of the machine's memory."""
+    pages = int(Path(f"/proc/{os.getpid()}/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_what_many_clients_announce_and_do_not_send_holds_no_memory() -> None:
+    with served() as gateway, contextlib.ExitStack() as clients:
+        before = resident_bytes()
+        for _ in range(12):
+            client = clients.enter_context(Raw(gateway.port))
+            head = request(INFER, b"", f"content-length: {LARGE}", method="POST")
+            client.send(head, b" " * 1000)
+        gateway.until(lambda: gateway.front._bounds.held == 12 * 1000)
+        assert resident_bytes() - before < 3 * LARGE
+
+
+def test_a_large_body_comes_whole_as_bytes_as_json_and_inflated() -> None:
+    count = 400_000
+    numbers = list(range(count))
+    data = b"".join(number.to_bytes(4, "little") for number in numbers)
+    given = {"name": "x", "datatype": "INT32", "shape": [1, count]}
+    in_json = {"inputs": [given | {"data": numbers}]}
+    binary = {"inputs": [given | {"parameters": {"binary_data_size": len(data)}}]}
+    with served() as gateway, Raw(gateway.port) as client:
+        for each in (
+            inference(binary, data),
+            inference(in_json),
+            request(
+                INFER, gzip.compress(json.dumps(in_json).encode(), 1), "content-encoding: gzip"
+            ),
+        ):
+            assert client.ask(each).status == 200
+            tensor = gateway.service.asked[-1].inputs[0]
+            assert bytes(tensor.data) == data and len(each) > 0
+    assert not gateway.failures
