@@ -7,9 +7,13 @@ import gzip
 import json
 import os
 import resource
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from gateway_http_rig import Raw, inference, request, served
+import pytest
+
+from gateway_http_rig import Raw, Served, inference, request, served
 
 INFER = "/v2/models/echo/infer"
 LARGE = 64 * 1024**2
@@ -50,4 +54,35 @@ def test_a_large_body_comes_whole_as_bytes_as_json_and_inflated() -> None:
             assert client.ask(each).status == 200
             tensor = gateway.service.asked[-1].inputs[0]
             assert bytes(tensor.data) == data and len(each) > 0
+    assert not gateway.failures
+
+
+def _have_come(gateway: Served, before: int) -> bool:
+    """Whether one request more has come, and was answered."""
+    return len(gateway.service.asked) > before and gateway.front._bounds.held == 0
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_answers_that_many_clients_do_not_take_are_bounded_together(loop: str) -> None:
+    size, most = 24 * 1024**2, 64 * 1024**2
+    given = {"name": "x", "datatype": "UINT8", "shape": [1, size]}
+    binary = {
+        "inputs": [given | {"parameters": {"binary_data_size": size}}],
+        "parameters": {"binary_data_output": True},
+    }
+    asks = inference(binary, bytes(size))
+    options: dict[str, Any] = {"max_request_bytes": 2 * size, "max_in_flight_bytes": most}
+    with served(loop=loop, **options) as gateway, contextlib.ExitStack() as clients:
+        bounds = gateway.front._bounds
+        waiting = [clients.enter_context(Raw(gateway.port)) for _ in range(8)]
+        for client in waiting:
+            before = len(gateway.service.asked)
+            client.send(asks)
+            gateway.until(partial(_have_come, gateway, before))
+            assert bounds.untaken <= most
+        gateway.until(lambda: 0 < gateway.front.connections < len(waiting))
+        assert waiting[0].reply().body.endswith(bytes(size))  # who takes it gets it
+        gateway.until(lambda: bounds.untaken < most)
+        clients.close()
+        gateway.until(lambda: bounds.untaken == 0 and gateway.front.connections == 0)
     assert not gateway.failures

@@ -31,11 +31,14 @@ class Limits:
 
 
 class Bounds:
-    """The sums over all connections. `most_held` bounds the bodies that are read or served."""
+    """The sums over all connections: of bodies that are read or served, and of answers that are not taken.
+
+    `most_held` bounds each of the two.
+    """
 
     def __init__(self, *, most_bytes: int, most_held: int, limits: Limits) -> None:
         self.most_bytes, self.most_held, self.limits = most_bytes, most_held, limits
-        self.held = 0
+        self.held = self.untaken = 0
         self.tick = 0
         self.draining = False
         self.date = b""  # a whole header line

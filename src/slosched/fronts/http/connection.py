@@ -82,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._stalled = False  # the client does not take what is written
         self._unsent = 0
+        self._untaken = 0  # of it that is counted in the bounds
 
     @property
     def waits(self) -> bool:
@@ -142,6 +143,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._stalled = False
+        self._taken()
         if self._phase == _BUSY:
             self.expires = NEVER
         elif self._phase in (_HEAD, _SKIP):
@@ -154,6 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         self.expires = NEVER
         exchange, self._exchange = self._exchange, None
         self._release()
+        self._taken()
         self._left(self)
         if exchange is not None:
             exchange.abandon()
@@ -382,9 +385,24 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(b"".join((start, *answer.parts)))
         else:
             self._transport.writelines((start, *answer.parts))
-        if close:
+        if self._stalled and not self._count_untaken():
+            self._transport.abort()  # answers that no client takes would fill the memory
+        elif close:
             self.expires = self._bounds.after(self._bounds.limits.untaken_s)
             self._transport.close()
+
+    def _count_untaken(self) -> bool:
+        """Count the answer that its client does not take at once; False if there are too many of these."""
+        bounds, size = self._bounds, self._transport.get_write_buffer_size()
+        if bounds.untaken + size > bounds.most_held:
+            return False
+        bounds.untaken += size
+        self._untaken += size
+        return True
+
+    def _taken(self) -> None:
+        self._bounds.untaken -= self._untaken
+        self._untaken = 0
 
     def _refuse(self, error: FrontError | Rejected, skip: int, method: str = "GET") -> None:
         """Answer without serving. The next `skip` bytes are the body; -1: where it ends is not known.
