@@ -148,6 +148,17 @@ def test_a_quota_counts_rows_and_bytes_and_gives_them_back() -> None:
     quota.take(4, 100)
 
 
+def test_what_is_over_a_quota_alone_is_not_told_to_come_again() -> None:
+    quota = Quota("token 'a'", most_rows=4, most_bytes=100)
+    quota.take(1, 0)
+    for rows, size, before, waits in ((1, 101, 0, False), (4, 0, 1, False), (4, 0, 0, True)):
+        with pytest.raises(FrontError) as caught:
+            quota.take(rows, size, before=before)
+        assert (caught.value.retry_after_s > 0) is waits
+        assert ("this request alone" in caught.value.text) is not waits
+    assert (quota.rows_now, quota.bytes_now) == (1, 0)
+
+
 def test_requests_per_second_fill_again_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10**18]
     monkeypatch.setattr(callers, "now_ns", lambda: now[0])

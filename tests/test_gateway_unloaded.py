@@ -123,6 +123,24 @@ def test_a_load_that_follows_an_unload_while_the_first_load_runs_is_served() -> 
     run(work())
 
 
+def test_while_the_workers_are_away_a_name_means_the_newest_version_that_was_known() -> None:
+    async def work() -> None:
+        with Controller(("toy:1", "toy:10", "toy:9")) as controller:
+            async with service(controller.address) as serving:
+                ends = Ends(serving)
+                assert await _version(ends, version="9") == "9"
+                await until(lambda: serving.models.ready_versions("toy") == ["9", "10"])
+                await _unload(serving, "toy")
+                controller.offers = ()
+                controller.fails = {f"toy:{number}": "no worker is there" for number in (1, 9, 10)}
+                await serving.models.look()
+                status, text = await status_of(_load(serving, "toy"))
+                assert (status, text) == (Status.INTERNAL, "no worker is there")
+                assert loads(controller)[-1] == "toy:10"
+
+    run(work())
+
+
 def test_versions_that_come_and_go_leave_nothing_behind() -> None:
     async def work() -> None:
         with Controller(("toy:1", "other")) as controller:

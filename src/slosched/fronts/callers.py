@@ -89,9 +89,11 @@ class Quota:
         `before` were taken for the same batch already.
         """
         if self.most_rows and self.rows_now + rows > self.most_rows:
-            raise self._over(f"{self.most_rows:,} requests may be in flight", 0.0)
+            what = f"{self.most_rows:,} requests may be in flight"
+            raise self._over(what, alone=rows + before > self.most_rows)
         if self.most_bytes and self.bytes_now + size > self.most_bytes:
-            raise self._over(f"inputs of {self.most_bytes:,} bytes may be in flight", 0.0)
+            what = f"inputs of {self.most_bytes:,} bytes may be in flight"
+            raise self._over(what, alone=size > self.most_bytes)
         if self.per_s:
             self._take_credit(rows, before)
         self.rows_now += rows
@@ -112,11 +114,12 @@ class Quota:
         self.rows_now -= rows
         self.bytes_now -= size
 
-    def _over(self, what: str, retry_after_s: float) -> FrontError:
+    def _over(self, what: str, retry_after_s: float = 0.001, *, alone: bool = False) -> FrontError:
+        """The error of a request that must wait; one that is over it `alone` will never be served."""
         return FrontError(
             Status.RESOURCE_EXHAUSTED,
-            f"{self.whose} is over its quota: {what}",
-            retry_after_s=max(retry_after_s, 0.001),
+            f"{self.whose} is over its quota: {what}{', and this request alone has more' if alone else ''}",
+            retry_after_s=0.0 if alone else max(retry_after_s, 0.001),
         )
 
 

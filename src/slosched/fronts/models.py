@@ -146,11 +146,16 @@ class Models:
         left = [each for each in versions if (base, each) not in self._unloaded]
         if self._config.model_control == "explicit" and (base, "") not in self._wanted:
             left = [each for each in left if (base, each) in self._wanted] or left
-        return left[-1] if left else self._offered.newest(base)
+        return left[-1] if left else self._newest(base)
+
+    def _newest(self, base: str) -> str:
+        """The newest version that is offered, or while its workers are away that was; empty: there is none."""
+        known = [each.version for each in self._of(base)]
+        return self._offered.newest(base) or max(known, key=int, default="")
 
     def _entry(self, base: str, version: str) -> Version:
         """The version (empty: the newest) as an entry of the table. Raises FrontError if there is none."""
-        wanted = version or self._offered.newest(base)
+        wanted = version or self._newest(base)
         full = self._offered.full(base, wanted)
         entry = self._versions.get((base, wanted))
         if entry is None:
