@@ -13,9 +13,8 @@ from typing import Any
 
 import msgspec
 
-from slosched.fronts.errors import FrontError, Refusal, Status
+from slosched.fronts.errors import FrontError, Status
 from slosched.transport.codec import Frame
-from slosched.units import NS_PER_US
 
 JSON, OCTETS, TEXT = b"application/json", b"application/octet-stream", b"text/plain; version=0.0.4"
 
@@ -57,7 +56,7 @@ def error_answer(error: FrontError | Rejected) -> Answer:
     if isinstance(error, Rejected):
         return Answer(error.status, (encode(fields),), error.headers)
     if error.refusal is not None:
-        fields |= refusal_fields(error.refusal)
+        fields |= error.refusal.fields()
     return Answer(error.status.http, (encode(fields),), error_headers(error))
 
 
@@ -65,24 +64,13 @@ def error_headers(error: FrontError) -> bytes:
     """The header lines that go with an error: its refusal's numbers, when to try again, how to ask."""
     lines = b""
     if error.refusal is not None:
-        for name, value in refusal_fields(error.refusal).items():
+        for name, value in error.refusal.fields().items():
             lines += f"{name}: {value}\r\n".encode()
     if error.retry_after_s > 0:
         lines += b"retry-after: %d\r\n" % math.ceil(error.retry_after_s)
     if error.status is Status.UNAUTHENTICATED:
         lines += b'www-authenticate: Bearer realm="slosched"\r\n'
     return lines
-
-
-def refusal_fields(refusal: Refusal) -> dict[str, int]:
-    """What the controller said, by the names of its headers; a prediction that it did not make is left out."""
-    fields = {"slosched-code": int(refusal.code)}
-    if refusal.predicted_start_ns >= 0:
-        fields["slosched-predicted-start-us"] = refusal.predicted_start_ns // NS_PER_US
-    if refusal.predicted_exec_ns >= 0:
-        fields["slosched-predicted-exec-us"] = refusal.predicted_exec_ns // NS_PER_US
-    fields["slosched-time-left-us"] = refusal.time_left_ns // NS_PER_US
-    return fields
 
 
 def head(answer: Answer, *, date: bytes, close: bool, keep: bool) -> bytes:
