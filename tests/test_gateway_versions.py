@@ -328,6 +328,35 @@ def test_a_controller_that_was_away_is_ready_soon_after_it_is_back(
     run(work())
 
 
+def test_an_answer_that_waited_for_a_restarted_controller_is_asked_for_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        with Controller(("toy:1",)) as controller:
+            async with service(controller.address) as serving:
+                assert isinstance(await Ends(serving).of(asked()), Answered)
+                monkeypatch.setattr(models_module, "_LOOK_EVERY_S", 0.01)
+                client, skipped = serving._house.client, [0]
+                listing = client.listing
+                monkeypatch.setattr(models_module, "now_ns", lambda: clock.now_ns() + skipped[0])
+
+                async def asked_for() -> ListModelsReply:
+                    if not skipped[0]:
+                        skipped[0] = 5 * 10**9  # until the new one answers
+                        controller.restart()
+                        await until(lambda: client.restarts == 1)
+                    reply = await listing()
+                    controller.offers = ("toy:2",)  # from the second answer on
+                    return reply
+
+                monkeypatch.setattr(client, "listing", asked_for)
+                await until(lambda: skipped[0])
+                async with asyncio.timeout(5):
+                    await until(lambda: serving.models.ready_versions("toy") == ["2"])
+
+    run(work())
+
+
 def test_before_the_controller_is_there_everything_says_so_and_then_serves() -> None:
     async def work() -> None:
         with Controller() as controller:

@@ -35,7 +35,7 @@ FAILED_FOR_NS = 2 * NS_PER_S
 _NEWER_AGAIN_NS = 30 * NS_PER_S
 #: The pause between two questions for the controller's state; that for what workers offer is as many times as
 #: long as its answer took.
-_LOOK_EVERY_S, _LOOK_SHARE = 1.0, 50
+_LOOK_EVERY_S, _LOOK_SHARE, _LOOK_TAKES_NS = 1.0, 50, NS_PER_S // 5
 #: What was asked for so recently is not asked for once more because a name is unknown.
 _FRESH_NS = NS_PER_S // 2
 _FIRST_WITHIN_S = 5.0
@@ -382,10 +382,15 @@ class Models:
         while True:
             await self._house.connected.wait()
             try:
-                begun_ns = now_ns()
+                begun_ns, restarts = now_ns(), self._house.client.restarts
                 if begun_ns >= again_ns:
                     await self.look()
-                    again_ns = begun_ns + _LOOK_SHARE * min(now_ns() - begun_ns, NS_PER_S)
+                    took_ns = min(now_ns() - begun_ns, _LOOK_TAKES_NS)
+                    again_ns = begun_ns + _LOOK_SHARE * took_ns
+                if restarts != self._house.client.restarts:
+                    again_ns = (
+                        0  # it waited for the new controller, whose workers are still to come
+                    )
                 report = await self._house.client.status(brief=True)
                 self.gpus_ready = bool(report.get("ready")) and not report.get("draining")
             except SloschedError:
