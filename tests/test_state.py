@@ -33,7 +33,16 @@ from slosched.functions.state import (
     folders,
     open_store,
 )
-from slosched.functions.state.ranges import cut, gathered, indices, runs
+from slosched.functions.state.ranges import (
+    Part,
+    cut,
+    gathered,
+    indices,
+    part_of,
+    runs,
+    unpacked,
+    within,
+)
 
 PUSHER = Path(__file__).with_name("state_pusher.py")
 
@@ -485,7 +494,21 @@ def test_ranges(mask: list[bool], size: int) -> None:
     found = runs(flat)
     assert list(indices(found)) == list(np.flatnonzero(flat))
     values = np.arange(len(flat))
-    assert list(gathered(values, found)) == list(values[flat])
+    assert list(gathered(values, within(found))) == list(values[flat])
     pieces = [(block, block * size + indices(part)) for block, part in cut(found, size)]
     assert [block for block, _ in pieces] == sorted({int(each) // size for each in values[flat]})
     assert [int(each) for _, part in pieces for each in part] == list(values[flat])
+
+
+@given(st.lists(st.booleans(), max_size=400))
+def test_a_part_is_the_same_in_every_form(mask: list[bool]) -> None:
+    flat = np.array(mask, bool)
+    part = part_of(flat)
+    assert part.count == flat.sum()
+    assert np.array_equal(part.ranges, runs(flat)) and part.ranges.shape == runs(flat).shape
+    assert np.array_equal(part.mask(len(flat)), flat)
+    packed = part.packed(len(flat))
+    for same in (within(part.ranges), unpacked(packed, len(flat)), Part(np.flatnonzero(flat))):
+        assert np.array_equal(same.mask(len(flat)), flat)
+        assert np.array_equal(gathered(np.arange(len(flat)), same), np.flatnonzero(flat))
+        assert len(same.packed(len(flat))) <= len(packed) + 8 * part.count

@@ -26,6 +26,7 @@ from slosched.functions.state import (
     folders,
     open_store,
 )
+from slosched.functions.state.ranges import Part
 from test_state import (  # noqa: F401
     free_port,
     redis_address,
@@ -377,7 +378,7 @@ class TestRedis:
                     for act in (array.push, lambda: array.append([1.0])):
                         with pytest.raises(LockLost, match="nothing was written"):
                             act()
-            assert not state.space.read(array.info, np.array([[0, 40]])).any()
+            assert not state.space.read(array.info, Part(slice(0, 5))).any()
             assert not array.read_appended().size
 
     def test_a_restart_without_data(self) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from slosched.errors import InvalidConfig
 from slosched.functions.state.errors import LockLost
 from slosched.functions.state.local import Journal, LocalCopy
-from slosched.functions.state.ranges import Ranges, gathered, runs, scattered, total, whole
+from slosched.functions.state.ranges import Part, Ranges, gathered, part_of, whole, within
 from slosched.functions.state.store import (
     DEFAULT_WAIT_NS,
     LARGEST_APPEND,
@@ -121,11 +121,11 @@ class StateArray:
         local = self._local
         with local.locked():
             if self.merge != "overwrite":
-                return self._push(runs(self._changes()))
+                return self._push(part_of(self._changes()))
             if not local.changed().any():
                 return 0
             self._fetch(0, local.size)
-            return self._push(whole(local.size))
+            return self._push(Part(slice(0, local.size)))
 
     def push_partial(self, mask: npt.ArrayLike | Sequence[tuple[int, int]] | None = None) -> int:
         """The same for a part: a boolean mask of the array's shape, ranges (start, stop), or what was changed.
@@ -141,7 +141,7 @@ class StateArray:
                 wanted &= self._changes()
             else:
                 self._fetch_ranges(local.missing_of(wanted))
-            return self._push(runs(wanted))
+            return self._push(part_of(wanted))
 
     def pull(self, *, discard: bool = False) -> int:
         """Fetch the whole array, in one version. Returns the bytes fetched: 0 if this host has that version.
@@ -279,7 +279,7 @@ class StateArray:
 
     def _take(self, ranges: Ranges, *, discard: bool = False) -> int:
         local = self._local
-        data = self._space.read(self.info, ranges * self.dtype.itemsize)
+        data = self._space.read(self.info, within(ranges))
         self._moved.pulled_bytes += data.nbytes
         self._moved.pulls += 1
         if discard:
@@ -294,19 +294,19 @@ class StateArray:
         local = self._local
         return local.differing() if self.merge == "sum" else local.changed()
 
-    def _push(self, ranges: Ranges) -> int:
+    def _push(self, part: Part) -> int:
         if self._held is not None:
             self._held.check()
-        if not len(ranges):
+        if not part.count:
             self._settle()
             return 0
         if self.merge == "overwrite":
-            return self._send(ranges)
+            return self._send(part)
         for left in reversed(range(_TRIES)):
             try:
                 with self._space.merge_lock(self.info):
                     self._settle(merging=True)
-                    return self._send_merged(runs(self._selected(ranges)))
+                    return self._send_merged(self._left(part))
             except LockLost:
                 if self._held is not None:
                     self._held.check()
@@ -314,46 +314,48 @@ class StateArray:
                     raise
         raise AssertionError
 
-    def _selected(self, ranges: Ranges) -> npt.NDArray[np.bool_]:
-        """The ranges, less what a settled push has sent already."""
-        chosen = np.zeros(self._local.size, np.bool_)
-        scattered(chosen, ranges, np.ones(total(ranges), np.bool_))
-        return chosen & self._changes() if self.merge == "sum" else chosen
+    def _left(self, part: Part) -> Part:
+        """The part, less what a settled push has sent already."""
+        if self.merge != "sum":
+            return part
+        return part_of(part.mask(self._local.size) & self._changes())
 
-    def _send(self, ranges: Ranges) -> int:
+    def _send(self, part: Part) -> int:
         local = self._local
-        data = gathered(local.value, ranges)
-        self._commit(ranges, data)
-        self._sent(ranges, data)
+        data = gathered(local.value, part)
+        self._commit(part, data)
+        self._sent(part, data)
         return data.nbytes
 
-    def _send_merged(self, ranges: Ranges) -> int:
-        if not len(ranges):
+    def _send_merged(self, part: Part) -> int:
+        if not part.count:
             return 0
         local, space = self._local, self._space
-        ours = gathered(local.value, ranges)
-        theirs = space.read(self.info, ranges * self.dtype.itemsize).view(self.dtype)
+        ours = gathered(local.value, part)
+        theirs = space.read(self.info, part).view(self.dtype)
         self._moved.pulled_bytes += theirs.nbytes
         if self.merge == "max":
-            self._commit(ranges, np.maximum(theirs, ours))
-            self._sent(ranges, ours)
+            self._commit(part, np.maximum(theirs, ours))
+            self._sent(part, ours)
             return ours.nbytes
-        change = np.asarray(ours) - np.asarray(gathered(local.base, ranges))
+        change = np.asarray(ours) - np.asarray(gathered(local.base, part))
         journal = Journal(
-            number=int(local.header["number"][0]) + 1, ranges=ranges.tobytes(), base=ours.tobytes()
+            number=int(local.header["number"][0]) + 1,
+            part=part.packed(local.size),
+            base=ours.tobytes(),
         )
         local.note(journal)
-        self._commit(ranges, theirs + change)
-        local.complete(journal)
+        self._commit(part, theirs + change)
+        local.complete(journal, part)
         return ours.nbytes
 
-    def _commit(self, ranges: Ranges, data: npt.NDArray[Any]) -> None:
+    def _commit(self, part: Part, data: npt.NDArray[Any]) -> None:
         local = self._local
         # A number is never used twice, also when it did not arrive.
         local.header["number"] += 1
         commit = Commit(
-            ranges=ranges * self.dtype.itemsize,
-            data=np.ascontiguousarray(data).view(np.uint8),
+            part=part,
+            data=data,
             writer=local.writer,
             number=int(local.header["number"][0]),
             token=self._token,
@@ -370,11 +372,11 @@ class StateArray:
     def _token(self) -> int:
         return self._held.token if self._held is not None else 0
 
-    def _sent(self, ranges: Ranges, data: npt.NDArray[Any]) -> None:
+    def _sent(self, part: Part, data: npt.NDArray[Any]) -> None:
         local = self._local
         if local.has_base:
-            scattered(local.base, ranges, data)
-        scattered(local.dirty, ranges, np.zeros(total(ranges), np.bool_))
+            local.base[part.where] = data
+        local.dirty[part.where] = False
 
     def _settle(self, *, merging: bool = False) -> None:
         """Find out about a push that was interrupted between its commit and its end here.

@@ -8,20 +8,24 @@ one that reads or writes the key makes it. Readers hold the key's lock, so none 
 
 from __future__ import annotations
 
+import mmap
 import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from slosched.errors import OutOfResources
 from slosched.functions.state import folders
 from slosched.functions.state.errors import KeyDeleted, NamespaceInUse, StateLimit
-from slosched.functions.state.ranges import Bytes, Ranges, gathered, scattered, total
+from slosched.functions.state.ranges import Bytes, Part, gathered, unpacked
 from slosched.functions.state.store import (
     DEFAULT_WAIT_NS,
     Commit,
@@ -39,6 +43,9 @@ _EMPTY_AT_FIRST = ("log", "lock", "merge", "turn", "user")
 _SUFFIXES = (*_EMPTY_AT_FIRST, "data", "new", "meta.draft", "journal", "journal.draft")
 #: Writers of a key that are remembered: one per host and run.
 _WRITERS = 1000
+#: A smaller file is mapped with all its pages: one call takes less time than a fault for each of them.
+_MAPPED_AT_ONCE = 4 << 20
+_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 
 
 class _Totals(msgspec.Struct):
@@ -58,11 +65,11 @@ class _Meta(msgspec.Struct):
 
 
 class _Journal(msgspec.Struct):
-    """A commit about to be made; without ranges, the file `.new` replaces the data."""
+    """A commit about to be made: `data` for a packed Part. Without one, the file `.new` replaces the data."""
 
     meta: _Meta
-    ranges: bytes | None
-    data: bytes
+    part: bytes | None
+    data: memoryview
 
 
 class EmbeddedStore:
@@ -160,23 +167,27 @@ class EmbeddedSpace:
         except FileNotFoundError:
             return None
 
-    def read(self, info: KeyInfo, ranges: Ranges) -> Bytes:
+    def read(self, info: KeyInfo, part: Part) -> Bytes:
         with self._key_lock(info, shared=True):
             if not self._file(info, "journal").exists():
-                return self._read(info, ranges)
+                return self._read(info, part)
         with self._key_lock(info, shared=False):  # which completes it
-            return self._read(info, ranges)
+            return self._read(info, part)
 
-    def _read(self, info: KeyInfo, ranges: Ranges) -> Bytes:
-        if not total(ranges):
+    def _read(self, info: KeyInfo, part: Part) -> Bytes:
+        if not part.count:
             return np.empty(0, np.uint8)
-        data = np.memmap(self._file(info, "data"), np.uint8, "r")
-        return np.asarray(gathered(data, ranges)).view(np.uint8)
+        data = _mapped(self._file(info, "data"), info, mmap.PROT_READ)
+        return gathered(data, part).view(np.uint8)
 
     def merge_lock(self, info: KeyInfo) -> AbstractContextManager[None]:
         return self._flock(info, "merge")
 
     def commit(self, info: KeyInfo, commit: Commit) -> str:
+        # What needs no lock is done before it is taken.
+        data = np.ascontiguousarray(commit.data).view(np.uint8).data
+        whole = len(data) == info.nbytes
+        part = None if whole else commit.part.packed(info.nbytes // info.itemsize)
         with self._key_lock(info, shared=False) as meta:
             if meta.commits.get(commit.writer, 0) >= commit.number:
                 return ""
@@ -186,13 +197,12 @@ class EmbeddedSpace:
             meta.version = version_of(commit.writer, commit.number)
             while len(meta.commits) > _WRITERS:  # in the order of their last commits
                 del meta.commits[next(iter(meta.commits))]
-            if total(commit.ranges) == info.nbytes:
-                _write(self._file(info, "new"), commit.data)
-                journal = _Journal(meta, None, b"")
-            else:
-                journal = _Journal(meta, commit.ranges.tobytes(), commit.data.tobytes())
+            if whole:
+                _write(self._file(info, "new"), data)
+                data = memoryview(b"")
+            journal = _Journal(meta, part, data)
             _replace(self._file(info, "journal"), journal)
-            self._complete(info, journal)
+            self._complete(info, journal, commit.part)
             return replaced
 
     def version(self, info: KeyInfo) -> str:
@@ -213,7 +223,7 @@ class EmbeddedSpace:
             if values:
                 _zeros(self._file(info, "new"), info.nbytes)
                 meta.version = os.urandom(8).hex()
-                journal = _Journal(meta, None, b"")
+                journal = _Journal(meta, None, memoryview(b""))
                 _replace(self._file(info, "journal"), journal)
                 self._complete(info, journal)
 
@@ -298,15 +308,16 @@ class EmbeddedSpace:
         totals.bytes, totals.keys = max(0, totals.bytes + size), max(0, totals.keys + keys)
         _replace(path, totals)
 
-    def _complete(self, info: KeyInfo, journal: _Journal) -> None:
-        if journal.ranges is None:
+    def _complete(self, info: KeyInfo, journal: _Journal, part: Part | None = None) -> None:
+        """Make the commit; doing it twice is the same as once. `part`: the journal's, where that is known."""
+        if journal.part is None:
             with suppress(FileNotFoundError):  # it was renamed before its process was killed
                 self._file(info, "new").rename(self._file(info, "data"))
         else:
-            data = np.memmap(self._file(info, "data"), np.uint8, "r+")
-            ranges = np.frombuffer(journal.ranges, np.int64).reshape(-1, 2)
-            if len(ranges):
-                scattered(data, ranges, np.frombuffer(journal.data, np.uint8))
+            part = unpacked(journal.part, info.nbytes // info.itemsize) if part is None else part
+            if part.count:
+                data = _mapped(self._file(info, "data"), info, mmap.PROT_READ | mmap.PROT_WRITE)
+                data[part.where] = np.frombuffer(journal.data, info.dtype)
         _replace(self._file(info, "meta"), journal.meta)
         self._file(info, "journal").unlink()
 
@@ -321,7 +332,7 @@ class EmbeddedSpace:
         try:
             if not shared:
                 with suppress(FileNotFoundError):
-                    text = self._file(info, "journal").read_bytes()
+                    text = _content(self._file(info, "journal"))
                     self._complete(info, msgspec.msgpack.decode(text, type=_Journal))
             try:
                 meta = _meta(self._file(info, "meta"))
@@ -365,7 +376,7 @@ class EmbeddedSpace:
             folders.release(descriptor)
 
     def _file(self, info: KeyInfo, suffix: str) -> Path:
-        return self._path / f"{folders.digest(info.key)}.{suffix}"
+        return _file_of(self._path, info.key, suffix)
 
 
 class _FileLock:
@@ -446,21 +457,48 @@ def _full(path: Path, error: OSError) -> OutOfResources:
     return OutOfResources(f"cannot write {path}: {error.strerror}; free some space")
 
 
+# A push names a dozen files, and it takes 5 us to make a Path.
+@lru_cache(maxsize=4096)
+def _file_of(folder: Path, key: str, suffix: str) -> Path:
+    return folder / f"{folders.digest(key)}.{suffix}"
+
+
+@lru_cache(maxsize=4096)
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.draft")
+
+
+def _mapped(path: Path, info: KeyInfo, access: int) -> npt.NDArray[Any]:
+    """The values in the file. Its memory is there already (`_zeros`)."""
+    flags = mmap.MAP_SHARED | (_POPULATE if info.nbytes <= _MAPPED_AT_ONCE else 0)
+    write = access & mmap.PROT_WRITE
+    descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        return np.frombuffer(mmap.mmap(descriptor, info.nbytes, flags, access), info.dtype)
+    finally:
+        os.close(descriptor)
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.readall()
+
+
 def _meta(path: Path) -> _Meta:
-    return msgspec.msgpack.decode(path.read_bytes(), type=_Meta)
+    return msgspec.msgpack.decode(_content(path), type=_Meta)
 
 
 def _replace(path: Path, content: msgspec.Struct) -> None:
     # Always the same name, within the lock of what it replaces: a killed process leaves no more than one.
-    draft = path.with_name(f"{path.name}.draft")
+    draft = _draft_of(path)
     _write(draft, msgspec.msgpack.encode(content))
     draft.rename(path)
 
 
-def _write(path: Path, data: bytes | Bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     try:
         with path.open("wb") as file:
-            file.write(data if isinstance(data, bytes) else data.data)
+            file.write(data)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise _full(path.parent, error) from None

@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -104,6 +105,7 @@ def sweep_hosts() -> None:
             sweep()
 
 
+@lru_cache(maxsize=1024)
 def digest(*parts: str) -> str:
     """A file's name for any text."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()

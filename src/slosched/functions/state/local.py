@@ -26,7 +26,7 @@ import numpy.typing as npt
 from slosched.errors import OutOfResources
 from slosched.functions.state import folders
 from slosched.functions.state.errors import KeyDeleted
-from slosched.functions.state.ranges import Ranges, indices, runs, scattered
+from slosched.functions.state.ranges import Part, Ranges, part_of, runs, unpacked, within
 from slosched.functions.state.store import DEFAULT_WAIT_NS, KeyInfo
 
 #: The unit in which an array is fetched.
@@ -39,10 +39,10 @@ Flat = npt.NDArray[Any]
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """An exchange about to be made. A push, if `number`: once the global tier has that commit, `base` is the
-    base. Otherwise a pull: `value` and `base` are to be set."""
+    base. Otherwise a pull: `value` and `base` are to be set. `part` is a packed Part."""
 
     number: int = 0
-    ranges: bytes
+    part: bytes
     base: bytes
     value: bytes = b""
 
@@ -53,6 +53,8 @@ class LocalCopy:
     def __init__(self, folder: Path, info: KeyInfo) -> None:
         self.info, self.dtype = info, np.dtype(info.dtype)
         self.path = _path(folder, info)
+        self._journal_path = self.path.with_name(f"{self.path.name}.journal")
+        self._draft_path = self.path.with_name(f"{self.path.name}.draft")
         self.size = info.nbytes // self.dtype.itemsize
         self.block = max(1, BLOCK_BYTES // self.dtype.itemsize)
         self.blocks = -(-self.size // self.block)
@@ -161,7 +163,7 @@ class LocalCopy:
     def absorb(self, ranges: Ranges, fresh: Flat) -> None:
         """Take `fresh` from the global tier for whole blocks; what was changed here and not pushed stays."""
         self._mark(ranges, False)
-        where = slice(*ranges[0]) if len(ranges) == 1 else indices(ranges)
+        where = within(ranges).where
         value, dirty = self.value[where], self.dirty[where]
         if not self.has_base:
             if dirty.any():
@@ -175,19 +177,16 @@ class LocalCopy:
             if changed.any():
                 merged = np.where(changed, _merged(self.info.merge, value, base, fresh), fresh)
             moved = _differ(fresh, base) | _differ(merged, value)
-            places = indices(ranges)[moved]
             spots = np.zeros(self.size, np.bool_)
-            spots[places] = True
-            self.note(
-                Journal(
-                    ranges=runs(spots).tobytes(),
-                    base=fresh[moved].tobytes(),
-                    value=merged[moved].tobytes(),
-                )
+            spots[where] = moved
+            part, chosen = part_of(spots), np.flatnonzero(moved)
+            journal = Journal(
+                part=part.packed(self.size),
+                base=fresh[chosen].tobytes(),
+                value=merged[chosen].tobytes(),
             )
-            done = self.journal()
-            assert done is not None
-            self.complete(done)
+            self.note(journal)
+            self.complete(journal, part)
         self._mark(ranges, True)
 
     def _mark(self, ranges: Ranges, fetched: bool) -> None:
@@ -195,10 +194,6 @@ class LocalCopy:
             self.fetched[start // self.block : -(-stop // self.block)] = fetched
 
     # What a kill must not interrupt.
-
-    @property
-    def _journal_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.journal")
 
     def journal(self) -> Journal | None:
         """What an ended process left to do, if anything."""
@@ -209,7 +204,7 @@ class LocalCopy:
 
     def note(self, journal: Journal) -> None:
         # Always the same name, within `locked`: a draft that a killed process leaves is overwritten.
-        draft = self.path.with_name(f"{self.path.name}.draft")
+        draft = self._draft_path
         try:
             draft.write_bytes(msgspec.msgpack.encode(journal))
             draft.rename(self._journal_path)
@@ -217,13 +212,13 @@ class LocalCopy:
             draft.unlink(missing_ok=True)
             raise OutOfResources(f"cannot exchange {self.info.key!r} at once: {error}") from None
 
-    def complete(self, journal: Journal) -> None:
-        """Do what the journal says; doing it twice is the same as once."""
-        ranges = np.frombuffer(journal.ranges, np.int64).reshape(-1, 2)
-        if len(ranges):
+    def complete(self, journal: Journal, part: Part | None = None) -> None:
+        """Do what the journal says; doing it twice is the same as once. `part`: its part, if known."""
+        part = unpacked(journal.part, self.size) if part is None else part
+        if part.count:
             if not journal.number:
-                scattered(self.value, ranges, np.frombuffer(journal.value, self.dtype))
-            scattered(self.base, ranges, np.frombuffer(journal.base, self.dtype))
+                self.value[part.where] = np.frombuffer(journal.value, self.dtype)
+            self.base[part.where] = np.frombuffer(journal.base, self.dtype)
         self.forget()
 
     def forget(self) -> None:

@@ -38,7 +38,7 @@ from slosched.functions.state.errors import (
     StateLimit,
     StoreLost,
 )
-from slosched.functions.state.ranges import Bytes, Ranges, cut, total
+from slosched.functions.state.ranges import Bytes, Part, Ranges, cut, gathered, total, within
 from slosched.functions.state.store import DEFAULT_WAIT_NS, Commit, KeyInfo, Limits, Mode
 
 try:
@@ -205,8 +205,9 @@ class RedisSpace:
             text, appended = self._client.hmget(f"{self._at(key)}:m", "info", "appended")
         return _declared(text, appended) if text is not None else None
 
-    def read(self, info: KeyInfo, ranges: Ranges) -> Bytes:
+    def read(self, info: KeyInfo, part: Part) -> Bytes:
         """Where commits keep coming in between, it waits for a gap with the mutex."""
+        ranges = part.ranges * info.itemsize
         for _ in range(_READS):
             found = self._try_read(info, "c", ranges)
             if found is not None:
@@ -247,9 +248,9 @@ class RedisSpace:
                     got = np.zeros(int(stop - start), np.uint8)  # what was never written is 0
                     text = np.frombuffer(next(replies), np.uint8)
                     got[: len(text)] = text
-                    for low, high in parts - start:
-                        data[done : done + high - low] = got[low:high]
-                        done += int(high - low)
+                    size = total(parts)
+                    data[done : done + size] = gathered(got, within(parts - start))
+                    done += size
             if getattr(self._merging, "token", ""):
                 self._renew_mutex(info)
         return data
@@ -301,8 +302,8 @@ class RedisSpace:
         """Upload the chunks. Returns the kind and number of each."""
         what: list[Any] = []
         done = 0
-        data = np.ascontiguousarray(commit.data).data
-        pieces = cut(commit.ranges, CHUNK_BYTES)
+        data = np.ascontiguousarray(commit.data).view(np.uint8).data
+        pieces = cut(commit.part.ranges * info.itemsize, CHUNK_BYTES)
         for first in range(0, len(pieces), _BATCH):
             with self._store.speaking(), self._client.pipeline(transaction=False) as pipe:
                 for chunk, each in pieces[first : first + _BATCH]:

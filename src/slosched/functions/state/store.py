@@ -1,21 +1,22 @@
 """What a global tier must do: the protocol of `embedded.py` and `redis_store.py`, and its plain data.
 
 A key is an array of bytes with a log that is only appended to. A commit changes any number of ranges of one key
-at once: a reader sees all of it or nothing. Data arrives as one block for all ranges (ranges.py).
+at once: a reader sees all of it or nothing. Data arrives as one block for all of a part (ranges.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from slosched.errors import InvalidConfig
 from slosched.functions.state.errors import KeyMismatch
-from slosched.functions.state.ranges import Bytes, Ranges
+from slosched.functions.state.ranges import Bytes, Part
 
 Merge = Literal["overwrite", "sum", "max"]
 Mode = Literal["read", "write"]
@@ -45,19 +46,23 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     appended: int = 0
 
     @property
+    def itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
     def nbytes(self) -> int:
-        size = np.dtype(self.dtype).itemsize
+        size = self.itemsize
         for each in self.shape:
             size *= each
         return size
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
-    """One push. `writer` and `number` name it, so that it is never made twice; `token` is that of the write
-    lock that its caller holds, 0 without one."""
+    """One push: `data` for the elements of `part`, in their order. `writer` and `number` name it, so that it is
+    never made twice; `token` is that of the write lock that its caller holds, 0 without one."""
 
-    ranges: Ranges
-    data: Bytes
+    part: Part
+    data: npt.NDArray[Any]
     writer: str
     number: int
     token: int = 0
@@ -88,8 +93,8 @@ class Space(Protocol):
         ...
 
     def find(self, key: str) -> KeyInfo | None: ...
-    def read(self, info: KeyInfo, ranges: Ranges) -> Bytes:
-        """The bytes in the byte ranges, all of one version."""
+    def read(self, info: KeyInfo, part: Part) -> Bytes:
+        """The bytes of these elements, all of one version."""
         ...
 
     def merge_lock(self, info: KeyInfo) -> AbstractContextManager[None]:
@@ -97,7 +102,7 @@ class Space(Protocol):
         ...
 
     def commit(self, info: KeyInfo, commit: Commit) -> str:
-        """Write the byte ranges at once. Within `merge_lock`, fails if that was lost (LockLost).
+        """Write the elements at once. Within `merge_lock`, fails if that was lost (LockLost).
 
         Returns the version that it replaced by `version_of`, or "" if the commit was made before."""
         ...
