@@ -394,7 +394,7 @@ class Models:
                 report = await self._house.client.status(brief=True)
                 self.gpus_ready = bool(report.get("ready")) and not report.get("draining")
             except SloschedError:
-                # How long the question waited is no measure of what its answer costs.
+                # The question waited; its answer costs the controller no more than before.
                 self.gpus_ready, again_ns = False, 0
             await asyncio.sleep(_LOOK_EVERY_S)
 
