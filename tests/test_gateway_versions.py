@@ -386,6 +386,30 @@ def test_while_no_worker_has_joined_no_model_is_called_unknown() -> None:
     run(work())
 
 
+def test_a_gateway_that_is_ready_knows_what_the_workers_offer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        with Controller(()) as controller:
+            controller.ready = False
+            async with service(controller.address) as serving:
+                await until(serving.models._first.is_set)
+                monkeypatch.setattr(models_module, "_LOOK_EVERY_S", 0.01)
+                client = serving._house.client
+                listing = client.listing
+
+                async def asked_for() -> ListModelsReply:
+                    reply = await listing()  # and then a worker joins
+                    controller.offers, controller.ready = ("toy",), True
+                    return reply
+
+                monkeypatch.setattr(client, "listing", asked_for)
+                await until(serving.ready)
+                assert isinstance(await Ends(serving).of(asked()), Answered)
+
+    run(work())
+
+
 def test_without_a_gpu_the_gateway_is_not_ready() -> None:
     async def work() -> None:
         with Controller() as controller:

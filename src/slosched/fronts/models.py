@@ -382,8 +382,12 @@ class Models:
         while True:
             await self._house.connected.wait()
             try:
-                begun_ns, restarts = now_ns(), self._house.client.restarts
-                if begun_ns >= again_ns:
+                restarts = self._house.client.restarts
+                report = await self._house.client.status(brief=True)
+                ready = bool(report.get("ready")) and not report.get("draining")
+                begun_ns = now_ns()
+                # What a GPU that is new offers is known before this says that it is ready.
+                if begun_ns >= again_ns or (ready and not self.gpus_ready):
                     await self.look()
                     took_ns = min(now_ns() - begun_ns, _LOOK_TAKES_NS)
                     again_ns = begun_ns + _LOOK_SHARE * took_ns
@@ -391,8 +395,7 @@ class Models:
                     again_ns = (
                         0  # it waited for the new controller, whose workers are still to come
                     )
-                report = await self._house.client.status(brief=True)
-                self.gpus_ready = bool(report.get("ready")) and not report.get("draining")
+                self.gpus_ready = ready
             except SloschedError:
                 # The question waited; its answer costs the controller no more than before.
                 self.gpus_ready, again_ns = False, 0
