@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slosched.errors import InvalidConfig
-from slosched.functions.state.errors import LockLost
+from slosched.functions.state.errors import KeyDeleted, LockLost
 from slosched.functions.state.local import Journal, LocalCopy
 from slosched.functions.state.ranges import Part, Ranges, gathered, part_of, whole, within
 from slosched.functions.state.store import (
@@ -151,6 +151,8 @@ class StateArray:
         What was changed on this host and not pushed stays, unless `discard`.
         """
         local = self._local
+        if not discard and self.merge == "overwrite" and self._is_current():
+            return 0
         with local.locked():
             self._settle()
             # Asked before the read, so that what is read is of this version or a later one.
@@ -289,6 +291,15 @@ class StateArray:
         if len(ranges):
             local.absorb(ranges, data.view(self.dtype))
         return data.nbytes
+
+    def _is_current(self) -> bool:
+        """Whether this host has the version of the global tier. Found without the local lock: behind a push, a
+        process need not wait for the pushes of others of its host to learn that there is nothing to fetch."""
+        try:
+            version = self._space.version(self.info).encode()
+        except KeyDeleted:  # `locked` does what is to be done then
+            return False
+        return self._local.is_whole(version)
 
     def _changes(self) -> npt.NDArray[np.bool_]:
         local = self._local

@@ -104,6 +104,12 @@ class LocalCopy:
         """The version of the last pull. What was not changed here since is of it, if all blocks are fetched."""
         return bytes(self.header["version"][0])
 
+    def is_whole(self, version: bytes) -> bool:
+        """Whether it is of that version, with all blocks, and nothing is left to do. Needs no lock."""
+        return (
+            self.version == version and bool(self.fetched.all()) and not self._journal_path.exists()
+        )
+
     @property
     def has_base(self) -> bool:
         return bool(self.header["has_base"][0])
