@@ -74,7 +74,13 @@ def test_what_fits_is_bounded_by_the_memory_that_is_scarcer() -> None:
     assert memory.record()["fit"] == 20
 
 
+def alive() -> set[int]:
+    """Processes below this one; those of tests before may be among them."""
+    return {each.pid for each in below([os.getpid()]) if not each.ended}
+
+
 def test_instances_are_tried_until_the_bound_and_each_answers_rightly(plan: Plan) -> None:
+    others = alive()
     found = fill.processes(plan, 3)
     assert (found["held"], found["right"], found["stopped_by"]) == (3, 3, fill.BOUND)
     nothing = fill.processes(None, 4)
@@ -83,7 +89,7 @@ def test_instances_are_tried_until_the_bound_and_each_answers_rightly(plan: Plan
         forked = fill.forks(process, 20)
         assert (forked["held"], forked["right"], forked["stopped_by"]) == (20, 20, fill.BOUND)
     assert not below([process.pid])
-    assert not [each for each in below([os.getpid()]) if not each.ended]
+    assert not alive() - others
 
 
 def test_the_trial_ends_before_memory_does(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +116,10 @@ def test_an_instance_that_does_not_start_ends_the_trial(
             return super().ready()
 
     monkeypatch.setattr(fill, "InstanceProcess", Failing)
+    others = alive()
     found = fill.processes(None, 40)
     assert found["held"] <= 2 and "no memory on the card" in found["stopped_by"]
-    assert not [each for each in below([os.getpid()]) if not each.ended]
+    assert not alive() - others
 
 
 def test_room_is_that_of_the_scarcer_memory() -> None:

@@ -282,6 +282,14 @@ def test_a_compressed_body_is_inflated(gateway: Served, encoding: str) -> None:
         (BODY, "br", 415),
         (gzip.compress(gzip.compress(BODY)), "gzip, gzip", 415),
     ],
+    ids=[
+        "plain",
+        "cut off",
+        "with more behind",
+        "a bomb",
+        "unknown",
+        "twice",
+    ],  # gzip writes the time
 )
 def test_a_compressed_body_that_is_wrong(
     gateway: Served, packed: bytes, encoding: str, status: int
