@@ -103,7 +103,7 @@ def test_a_mask_and_its_ranges_push_the_same(run: State, other: State, bits: lis
 
 class TestKills:
     def scattered(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return np.arange(SIZE) % 3 == 0
+        return np.equal(np.arange(SIZE) % 3, 0)
 
     @pytest.mark.parametrize("ask", ["pull", "version"])
     def test_a_commit_of_scattered_elements_is_completed(
@@ -134,16 +134,17 @@ class TestKills:
         array, theirs = (each.array("w", SIZE, merge="sum") for each in (run, other))
         view = array.get(writable=True)
         view[self.scattered()] += 5
-        where = (LocalCopy, "complete") if arrived else (EmbeddedSpace, "commit")
-        real = getattr(*where)
+        owner: type = LocalCopy if arrived else EmbeddedSpace
+        name = "complete" if arrived else "commit"
+        real = getattr(owner, name)
 
         def killed(*args: Any) -> None:
             raise Killed
 
-        monkeypatch.setattr(*where, killed)
+        monkeypatch.setattr(owner, name, killed)
         with pytest.raises(Killed):
             array.push_partial()
-        monkeypatch.setattr(*where, real)
+        monkeypatch.setattr(owner, name, real)
         array.push_partial()
         array.pull()
         theirs.pull()
