@@ -16,6 +16,7 @@ from slosched.clients.aio import AsyncClient
 from slosched.clients.blocking import Client
 from slosched.errors import ConnectionLost
 from slosched.messages import ClientHello, Goodbye
+from slosched.transport.sockets import finish_sending
 
 
 def in_child(work: Callable[[], None]) -> str:
@@ -76,6 +77,7 @@ def test_a_child_may_have_a_client_of_its_own() -> None:
             with Client(controller.address, name="child") as own:
                 [loaded] = own.load("toy")
                 assert own.infer(loaded, timeout_s=10).ok
+            finish_sending(10_000)  # _exit waits for no message that is queued
 
         assert in_child(work) == ""
         controller.wait_for(Goodbye)

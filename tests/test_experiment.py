@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from slosched.analysis.tables import CONTROLLER_VIEW, StepSummary
 from slosched.cli.app import app
 from slosched.config import SchedulerConfig
 from slosched.errors import (
@@ -26,7 +27,7 @@ from slosched.errors import (
 from slosched.experiment import preflight
 from slosched.experiment.campaign import Experiment, alone_in, claim, finished
 from slosched.experiment.fetch import _unpack
-from slosched.experiment.figures import FIGURES, Part, chosen_parts, figure_named
+from slosched.experiment.figures import FIGURES, Part, _fig7_table, chosen_parts, figure_named
 from slosched.experiment.hosts import Host, Hosts, load_hosts, this_host
 from slosched.experiment.preflight import Answer, NotFit, ports_of
 from slosched.experiment.run import controller_words, session_folder, worker_shares
@@ -450,3 +451,32 @@ def test_an_experiment_in_virtual_time_leaves_runs_figure_and_numbers(tmp_path: 
         assert (document["kind"], document["runs_reused"]) == ("simulated", kept)
         assert [run["name"] for run in document["runs"]] == ["n12-r600"]
     assert (out / "figures" / "fig7.png").stat().st_size > 10_000
+
+
+def test_a_step_without_requests_leaves_a_gap_in_figure_7s_table() -> None:
+    """A client that stalled for seconds sent nothing in a step; the table ended the command."""
+
+    def step(number: int) -> StepSummary:
+        return StepSummary(
+            view=CONTROLLER_VIEW,
+            step=number,
+            sweep=0,
+            slo_factor=3.0**number,
+            slo_ns=10**6 * 3**number,
+            start_ns=number * 10**9,
+            duration_ns=10**9,
+            requests=8,
+            offered_rps=8.0,
+            satisfied=number,
+            satisfaction=number / 8,
+            goodput_rps=float(number),
+            p50_ns=1e6,
+            p99_ns=1e6,
+            by_code={},
+        )
+
+    table = _fig7_table({"stalled": [step(0), step(2)], "whole": [step(0), step(1), step(2)]})
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0][-3:] == ["1x", "3x", "9x"]
+    assert lines[1] == ["stalled", "0.0", "-", "25.0"]
+    assert lines[2] == ["whole", "0.0", "12.5", "25.0"]

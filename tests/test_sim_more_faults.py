@@ -380,7 +380,7 @@ def keeps_unloaded_instances(patch: pytest.MonkeyPatch) -> None:
 
 def unloads_and_uses_on(patch: pytest.MonkeyPatch) -> None:
     old = "user.models.pop(model.model_id, None)"
-    mutants.rewritten(patch, Unloading, "_give_up", old, "pass")
+    mutants.rewritten(patch, Unloading, "_give_up_one", old, "pass")
 
 
 def believes_old_exchanges(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,14 +79,27 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """The text of a TOML file and what it says. Raises InvalidConfig, with the line and column of an error."""
     text = read_text(path, what, longest=LONGEST_WRITTEN)
+    return text, toml_of(text, str(path))
+
+
+def toml_text(data: bytes, name: str) -> str:
+    """The text of a TOML file's bytes, which its reader has bounded. Raises InvalidConfig if it is no text."""
+    with reading(Path(name), ""):
+        return _wrapped(BytesIO(data)).read()
+
+
+def toml_of(text: str, name: str) -> dict[str, Any]:
+    """What a TOML text says; `name` is that of its file. Raises InvalidConfig, with line and column."""
     try:
-        return text, tomllib.loads(text)
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InvalidConfig(f"{name} is not a TOML file: it is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
         reason = str(error).replace(
             "at end of document", f"at line {line}, column {column}, the end of the file"
         )
-        raise InvalidConfig(f"{path} is not a TOML file: {reason}") from None
+        raise InvalidConfig(f"{name} is not a TOML file: {reason}") from None
 
 
 def no_integer(text: str) -> str:

@@ -224,13 +224,17 @@ def _draw_fig7(parts: Sequence[Part], runs: Sequence[Path], scale: str, out: Pat
 
 
 def _fig7_table(steps: dict[str, list[StepSummary]]) -> str:
-    """A line for each run, a column for each SLO; percent in time, cut off and not rounded."""
-    views = {name: [s for s in found if s.view == CONTROLLER_VIEW] for name, found in steps.items()}
-    slos = [step.slo_text for step in next(iter(views.values()))]
-    rows = [
-        (name, *(f"{int(1000 * s.satisfied / s.requests) / 10:.1f}" for s in found))
-        for name, found in views.items()
-    ]
+    """A line for each run, a column for each SLO; percent in time, cut off and not rounded.
+
+    A client that stalled for longer than a step has no requests in it, and its run no number.
+    """
+    views = {
+        name: {s.slo_text: f"{int(1000 * s.satisfied / s.requests) / 10:.1f}" for s in found}
+        for name, every in steps.items()
+        for found in [[s for s in every if s.view == CONTROLLER_VIEW]]
+    }
+    slos = [*max(views.values(), key=len)]
+    rows = [(name, *(found.get(slo) for slo in slos)) for name, found in views.items()]
     return columns_text(("% in time", *slos), rows) + "\njudged by the controller, from arrival"
 
 

@@ -7,7 +7,6 @@ what that file does not know. The names of the files are fixed, so no key names 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from slosched.config import ModelSource
 from slosched.config_file import model_source
 from slosched.daemon.repository.scanning import Found
 from slosched.errors import InvalidConfig
+from slosched.text_files import toml_of, toml_text
 
 PT2, SAFETENSORS, CONFIG, TOML = "model.pt2", "model.safetensors", "config.json", "model.toml"
 MOST_TOML_BYTES = 64 * 1024
@@ -71,10 +71,7 @@ def described(found: Found, place: Path, read: Read) -> ModelSource:
 
 
 def _table(data: bytes) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidConfig(f"{TOML} is not a TOML file: {error}") from None
+    values = toml_of(toml_text(data, TOML), TOML)
     table = values.pop("model", None)
     if not isinstance(table, dict) or values:
         raise InvalidConfig(f"{TOML} has one table, [model], and nothing beside it")
