@@ -83,7 +83,7 @@ def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 
 
 def toml_text(data: bytes, name: str) -> str:
-    """The text of a TOML file's bytes, which its reader has bounded. Raises InvalidConfig where they are not text."""
+    """The text of a TOML file, which its reader has bounded. Raises InvalidConfig if they are not text."""
     with reading(Path(name), ""):
         return _wrapped(BytesIO(data)).read()
 
