@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine:
 #
 #   make demo      set up, then run the whole system here and check its answers (about 3 minutes)
-#   make check     set up, then run every check: format, lint, floors, faults, types, tests (8 minutes)
+#   make check     set up, then run every check: format, lint, floors, faults, types, tests (10 minutes)
 #
 # Both install into $(VENV) first, which is quick when nothing changed. Set PYTHON to choose an
 # interpreter (3.11 to 3.13), VENV to choose another environment: make check PYTHON=python3.12
@@ -76,7 +76,7 @@ demo: install
 # take one core for longer than all the short checks together. They run beside those and the tests that start processes, at
 # a low priority.
 check: install
-	@echo "make check: 8 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
+	@echo "make check: 10 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
 	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
 	ended() { \
 	  report+=$$(printf '%-8s %-6s %4d s' $$1 $$2 $$3)$$'\n'; \
