@@ -190,6 +190,38 @@ def _ended(child: subprocess.Popen[str]) -> None:
     child.stdout.close()
 
 
+@pytest.mark.parametrize("after_pause", [False, True])
+def test_a_high_job_that_came_as_the_low_one_was_about_to_run_is_waited_for(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, after_pause: bool
+) -> None:
+    low, first = _members(gate, 0, 5)
+    if after_pause:
+        low.enter()
+    first.enter()
+    came: list[GateMember] = []
+    rests = 0
+
+    def rest(_waiting: object) -> None:
+        """The wait of the low job: what happens meanwhile, step by step."""
+        nonlocal rests
+        rests += 1
+        if rests == 1:
+            first.leave()
+            came.append(gate.member(2, 9))  # new: the low job has not seen it at its start
+            assert not came[0].enter().timed_out
+        elif rests == 4:
+            came[0].leave()
+        assert rests < 50
+
+    with monkeypatch.context() as during:
+        during.setattr(gates._Waiting, "rest", rest)
+        if after_pause:
+            low.pause(_nothing)
+        else:
+            low.enter()
+    assert rests == 4, "the low job ran beside the high one that came last"
+
+
 @pytest.mark.processes
 def test_a_low_process_makes_no_step_while_the_high_one_runs(gate: Gate) -> None:
     child = _started(_LOW, gate)

@@ -181,7 +181,6 @@ class GateMember:
         A lower job that still runs after `timeout_ns` is waited for no longer. Higher jobs are waited for as
         long as they want the GPU, live and are not silent.
         """
-        self.look_around()
         words, slot, wanted_ns = self._words, self._slot, self.want()
         self._run_when_free(_IDLE)
         end = now_ns() + timeout_ns
@@ -247,7 +246,7 @@ class GateMember:
     # ---------------------------------------------------------------------------- the others
 
     def look_around(self) -> None:
-        """See which jobs are above and below; done at the start of each request."""
+        """See which jobs are above and below; done before this job runs or resumes."""
         words = self._words
         others = [
             slot
@@ -285,6 +284,8 @@ class GateMember:
             if not blocking:
                 words[slot + _STATE] = _RUNNING
                 _fence(self._lock)
+                # A job that came before the fence is seen by this look; a later one sees that this runs.
+                self.look_around()
                 if not self.must_wait() or not self._blocking():
                     return seen
                 words[slot + _STATE] = state
