@@ -115,3 +115,25 @@ def test_a_wrong_model_on_the_command_line_shows_the_form() -> None:
         InvalidConfig, match=r"'resnet50:3' is not a model; write it as NAME:COPIES"
     ):
         parse_workload("mix", ["resnet50:3"])
+
+
+@pytest.mark.parametrize("more", ["", ":25ms", ":5:2", ":5::32~0.5~8~64"])
+def test_a_version_is_named_with_an_at_sign_where_colons_part(more: str) -> None:
+    made = parse_workload("mix", [f"digits@12:2:30{more},digits:1:5", "2s"])
+    assert [use.name for use in made.uses] == ["digits:12", "digits"]
+    assert made.args[0].startswith("digits@12:2:30")
+    assert parse_workload("mix", list(made.args)) == made
+
+
+def test_a_version_in_a_file_is_written_as_the_command_line_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text('duration = "1s"\n[[models]]\nname = "digits:3"\nrate = 4\n')
+    made = load_mix(path).workload()
+    assert [use.name for use in made.uses] == ["digits:3"]
+    assert parse_workload("mix", list(made.args)) == made
+
+
+@pytest.mark.parametrize("name", ["digits@", "digits@01", "@1", "digits@latest", "a@b", "digits@0"])
+def test_what_is_no_version_behind_an_at_sign_stays_in_the_name(name: str) -> None:
+    made = parse_workload("mix", [f"{name}:1:5", "2s"])
+    assert [use.name for use in made.uses] == [name]

@@ -8,6 +8,7 @@ from itertools import combinations
 
 from slosched.config import WEIGHT_RANGE, is_weight
 from slosched.errors import InvalidConfig
+from slosched.model_source import split_version
 from slosched.units import format_duration
 from slosched.workloads.base import ClientUse, ModelUse, Step
 from slosched.workloads.composed import DEFAULT_SLO, ONE_STEP, Composed, OpenPart
@@ -75,7 +76,9 @@ class MixEntry:
         cv = "" if self.cv is None else f":{self.cv!r}"
         if self.lengths is not None:
             cv = f"{cv or ':'}:{self.lengths.text}"
-        return f"{self.model}:{self.copies}:{self.rate_per_s!r}:{slo}{cv}"
+        plain, version = split_version(self.model)
+        name = f"{plain}@{version}" if version else self.model
+        return f"{name}:{self.copies}:{self.rate_per_s!r}:{slo}{cv}"
 
     @property
     def words(self) -> str:
@@ -141,12 +144,19 @@ def mix(
     )
 
 
+def _name(text: str) -> str:
+    """NAME@VERSION as NAME:VERSION, whose colon would end the name here."""
+    plain, _, version = text.rpartition("@")
+    named = f"{plain}:{version}"
+    return named if split_version(named)[1] else text
+
+
 def _entry(text: str) -> MixEntry:
     values = text.split(":")
     if not 3 <= len(values) <= 6:
         raise InvalidConfig(f"models: {text!r} is not a model; write it as {_FORM}")
     return MixEntry(
-        read_model("models", values[0]),
+        _name(read_model("models", values[0])),
         read_count("copies", values[1]),
         read_rate("rate", values[2]),
         read_slo("slo", values[3]) if len(values) > 3 else DEFAULT_SLO,
@@ -166,8 +176,9 @@ KIND = Kind(
     parameters=(
         Parameter(
             "MODELS",
-            f"{_FORM},... with the rate over all copies; CV: of the gaps, else Poisson; LENGTHS of the "
-            "inputs, log-normal within bounds: MEDIAN~SIGMA~LEAST~MOST",
+            f"{_FORM},... with the rate over all copies; NAME@VERSION for a version of a repository's model; "
+            "CV: of the gaps, else Poisson; LENGTHS of the inputs, log-normal within bounds: "
+            "MEDIAN~SIGMA~LEAST~MOST",
         ),
         Parameter("DURATION", "how long; a bare number is in seconds", "60s"),
     ),
