@@ -21,7 +21,7 @@ from slosched.config import (
     WeightRule,
     WorkerConfig,
 )
-from slosched.config_file import _WORDS, _kind, _read
+from slosched.config_file.tables import KINDS_IN_WORDS, kind_of, read_values
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.field_types import AtLeast1, check_types
 from slosched.gpu_profile import GpuProfile, ModelProfile
@@ -98,22 +98,22 @@ def test_a_row_is_an_option_of_a_command_and_reads_back() -> None:
 
 def test_a_row_is_a_key_of_a_file() -> None:
     table = {"heat": "2ms", "large": "1KiB", "light": True, "fan": False, "mode": "grill"}
-    assert _Oven(**_read("it", table | {"racks": ["a", "b"], "share": 0.125}, _Oven)) == MADE
-    assert _read("it", {"size_bytes": 7, "heat_ns": 9, "inside": 4}, _Oven) == {
+    assert _Oven(**read_values("it", table | {"racks": ["a", "b"], "share": 0.125}, _Oven)) == MADE
+    assert read_values("it", {"size_bytes": 7, "heat_ns": 9, "inside": 4}, _Oven) == {
         "size_bytes": 7,
         "heat_ns": 9,
         "inside": 4,
     }
     with pytest.raises(InvalidConfig, match="it: heat must be at least 1, not '0ms'"):
-        _read("it", {"heat": "0ms"}, _Oven)
+        read_values("it", {"heat": "0ms"}, _Oven)
     with pytest.raises(InvalidConfig, match=r"it: share must be at least 0 and below 0\.5, not 1"):
-        _read("it", {"share": 1}, _Oven)
+        read_values("it", {"share": 1}, _Oven)
     with pytest.raises(InvalidConfig, match=r"unknown key 'lights' \(did you mean light\?\)"):
-        _read("it", {"lights": True}, _Oven)
+        read_values("it", {"lights": True}, _Oven)
     with pytest.raises(
         InvalidConfig, match="unknown key 'hidden'; known: fan, heat, inside, large"
     ):
-        _read("it", {"hidden": 1}, _Oven)
+        read_values("it", {"hidden": 1}, _Oven)
 
 
 def test_a_row_says_its_default_once() -> None:
@@ -157,7 +157,7 @@ def test_every_row_can_be_said_in_a_file_and_is_spelt_in_one_way(config: type) -
     assert len(set(names)) == len(names) == len(fields(config))
     for each in rows(config):
         if each.option.in_file:
-            assert plain(_kind(each)) in _WORDS, each.field
+            assert plain(kind_of(each)) in KINDS_IN_WORDS, each.field
 
 
 def test_sizes_and_durations_are_written_as_people_write_them() -> None:
