@@ -1,4 +1,4 @@
-"""What a worker offers: one model of its file, with where it comes from and how it runs; and functions."""
+"""What a worker offers: one model of its file, with where it comes from and how it runs; names of versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Shape, check_types
-from slosched.options import FUNCTIONS, MODELS, Option
+from slosched.options import Option
 from slosched.signature import Tensor, score_error
 
 #: Precisions of a model's weights.
@@ -52,7 +52,8 @@ class ModelSource:
 
     Exactly one of `factory` ("package.module:function", called without arguments, returns an
     nn.Module), `pt2` (torch.export file), `transformers` (a folder that its save_pretrained wrote),
-    `safetensors` (weights beside a transformers `config` file, or such a folder) and `cupy`
+    `safetensors` (weights, or an index of several files of them, beside a transformers `config` file; or such
+    a folder) and `cupy`
     ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the library's, own of
     that name.
 
@@ -87,6 +88,8 @@ class ModelSource:
     boundary_ns: AtLeast0 = 0
     in_flight: Annotated[int, Meta(ge=0, le=2)] = 0
     pads: Annotated[dict[str, float], Option(in_file=False)] = field(default_factory=dict)
+    #: Where the files are that an index of safetensors lists, by their names there; else beside it.
+    shards: Annotated[dict[str, str], Option(in_file=False)] = field(default_factory=dict)
     #: Where modules are looked for that are not installed: beside the worker's file.
     folder: Annotated[str, Option(in_file=False)] = ""
 
@@ -109,81 +112,3 @@ class ModelSource:
         judge = tuple(each for each in self.outputs if each.name == self.score)
         others = tuple(each for each in self.outputs if each.name != self.score)
         return score_error((*others, *judge), self.score) if judge else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepositoryOptions:
-    """Which folder of models a worker offers beside its own (WorkerConfig has this field)."""
-
-    repository: Annotated[
-        str,
-        Option(
-            help="Folder of models, as NAME/VERSION/model.pt2, which are offered as NAME:VERSION and noticed "
-            "while the worker runs (docs/repository.md). Default: none.",
-            metavar="FOLDER",
-            panel=MODELS,
-        ),
-    ] = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionOptions:
-    """Which functions a worker runs, and in what (WorkerConfig has these fields).
-
-    `state` is the store of ctx.state (functions/state/opening.py). Calls use `namespace` in it; without one,
-    the worker makes one and drops it when it ends.
-    """
-
-    functions: Annotated[
-        tuple[str, ...],
-        Option(
-            help="Functions to offer: package.module, package.module:function, entry-points (of installed "
-            "packages) or entry-points:NAME, or several of these (a.b,c.d). Default: none.",
-            metavar="MODULE,...",
-            panel=FUNCTIONS,
-        ),
-    ] = ()
-    slots: Annotated[
-        int,
-        Meta(ge=0, le=1024),
-        Option(
-            help="Number of calls that run at a time on this host. Default: its cores, divided by the "
-            "number of real GPUs.",
-            panel=FUNCTIONS,
-        ),
-    ] = 0
-    most_calls: Annotated[
-        int,
-        Meta(ge=1, le=10_000),
-        Option(
-            help="Most calls that have begun and not ended, those that await others included. Each has a "
-            "process. Default {default}.",
-            panel=FUNCTIONS,
-        ),
-    ] = 256
-    call_memory_bytes: Annotated[
-        AtLeast0,
-        Option(
-            help="Memory that a call may take beyond what its function's init left, unless the function "
-            "declares more. Default {default}; 0 means no limit.",
-            panel=FUNCTIONS,
-        ),
-    ] = 1024**3
-    state: Annotated[
-        str,
-        Option(
-            help="Store of the state that calls share (ctx.state): embedded, or redis://HOST:PORT for several "
-            "hosts. Default: none.",
-            metavar="STORE",
-            panel=FUNCTIONS,
-        ),
-    ] = ""
-    namespace: Annotated[
-        str,
-        Option(
-            help="Namespace of the state, which then outlives this worker. Default: one of its own, dropped "
-            "when it ends.",
-            metavar="NAME",
-            panel=FUNCTIONS,
-        ),
-    ] = ""

@@ -1,10 +1,11 @@
-"""The table of options: a row is a field of a config in `config.py`, and everything else follows from it.
+"""The table of options: a row is a field of a config in config/, and everything else follows from it.
 
     max_slo_ns: Annotated[AtLeast1, Option(help="Refuse requests with a longer SLO.", panel=ADMISSION)] = 48 * H
 
 is an option of type int, at least 1, in nanoseconds (`_ns`; sizes end in `_bytes`). From this row follow
 `--max-slo DURATION` with its default in `--help` (cli/config_options.py), the key `max_slo` of a TOML file and
-its errors (config_file/tables.py), the command line of a controller that is started as a child, and what status shows.
+its errors (config_file/tables.py), the command line of a controller that is started as a child, and what
+status shows.
 """
 
 from __future__ import annotations
