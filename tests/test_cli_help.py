@@ -38,10 +38,32 @@ def help_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_have_names_and_not_types(name: str) -> None:
+    said = help_of(name)
+    assert re.findall(r"<(?:str|int|float|path|Path|file|list)\b.*", said) == []
+    usage = said.partition("\n\n")[0]
+    assert "{" not in usage and "[[" not in usage
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_is_said_once_and_in_full(name: str) -> None:
+    said = " ".join(help_of(name).split())
+    assert "Default . " not in said
+    for option in re.split(r" (?=--?[a-z])", said):
+        assert not re.search(r"Default\b.*\[default:", option), option
+
+
+@pytest.mark.parametrize("name", ["", "functions", "plot", "state", "cascade digits", "exp"])
+def test_what_a_command_does_is_not_cut_off(name: str) -> None:
     assert (
-        re.findall(r"^ +--[a-z-]+.*<(?:str|int|float|path|file|list)", help_of(name), re.MULTILINE)
-        == []
+        re.findall(r"^.*[^.]\.\.\.$", help_of(name).partition("Commands:")[2], re.MULTILINE) == []
     )
+
+
+def test_the_commands_stand_by_what_they_are_for() -> None:
+    said = help_of("")
+    assert "\nServe:\n" in said and "\nPublished experiments:\n" in said
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert len(re.findall(rf"^  {name}  ", said, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -53,6 +75,7 @@ def test_values_have_names_and_not_types(name: str) -> None:
         ("simulate", "--jitter DURATION"),
         ("client max-rate", "--window DURATION"),
         ("client slo-exp-1", "--duration DURATION"),
+        ("functions simulate", "--workers N "),
     ],
 )
 def test_durations_sizes_and_addresses_are_called_so(name: str, shown: str) -> None:

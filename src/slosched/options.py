@@ -115,7 +115,7 @@ class Row:
         text = self.option.help
         if "{default}" in text:
             return text.replace("{default}", self.text(self.default))
-        if "default" in text.lower() or self.default in (None, ()):
+        if "default" in text.lower() or self.default in (None, (), ""):
             return text
         return f"{text} Default {self.text(self.default)}."
 

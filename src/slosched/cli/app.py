@@ -42,48 +42,53 @@ from slosched.cli.help import SloschedTyper
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
-_ORDER = (
-    "demo",
-    "worker",
-    "controller",
-    "gateway",
-    "client",
-    "models",
-    "status",
-    "functions",
-    "call",
-    "unload",
-    "drain",
-    "keys",
-    "simulate",
-    "compare",
-    "max-rate",
-    "bound",
-    "plan",
-    "experiment",
-    "cascade",
-    "share",
-    "exp",
-    "state",
-    "plot",
-    "report",
-    "explain",
-    "trace",
-    "profile",
-    "validate",
-    "azure-trace",
-    "fuzz",
-    "awake",
-    "doctor",
-)
+#: The commands by what they are for, in the order in which a newcomer meets them.
+_SECTIONS = {
+    "Begin": ("demo", "doctor"),
+    "Serve": ("worker", "controller", "gateway", "keys", "state", "awake"),
+    "Ask and operate": (
+        "client",
+        "call",
+        "functions",
+        "models",
+        "status",
+        "unload",
+        "drain",
+    ),
+    "After a run": ("report", "explain", "plot", "trace"),
+    "Measure and simulate": (
+        "simulate",
+        "compare",
+        "max-rate",
+        "plan",
+        "bound",
+        "fuzz",
+        "profile",
+        "validate",
+        "azure-trace",
+    ),
+    "Published experiments": ("experiment", "cascade", "share", "exp"),
+}
+_ORDER = [name for section in _SECTIONS.values() for name in section]
 
 
 # Plain help: typer's boxes cost 0.1 s at each start and break the examples' lines.
 class _Root(SloschedGroup):
-    """The commands in the order in which a newcomer meets them."""
+    """The commands in sections."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, _ORDER))
+        for heading, names in _SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (f"{name:<{width}}", self.commands[name].get_short_help_str(limit=200))
+                        for name in names
+                    ]
+                )
 
 
 app = SloschedTyper(
@@ -145,7 +150,7 @@ app.add_typer(
     client.app,
     name="client",
     options_metavar="[host:port]",
-    short_help="Drive load against a controller; one request.",
+    short_help="Send load or one request to a controller.",
 )
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
@@ -165,9 +170,7 @@ app.command(
 app.command("max-rate", short_help="The highest rate at which an SLO holds, in virtual time.")(
     max_rate.max_rate_simulated
 )
-app.command("bound", cls=PositionalCommand, short_help="How good any scheduler could be.")(
-    bound.bound
-)
+app.command("bound", cls=PositionalCommand, short_help="What no scheduler can exceed.")(bound.bound)
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
 app.command("experiment", short_help="All runs of a published figure, on many hosts.")(
     experiment.experiment

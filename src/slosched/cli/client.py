@@ -105,7 +105,7 @@ app = SloschedTyper(
     name="client",
     rich_markup_mode=None,
     no_args_is_help=True,
-    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status|unload|drain [ARGS]...",
+    subcommand_metavar="WORKLOAD|FILE.toml|COMMAND [ARGS]...",
 )
 
 

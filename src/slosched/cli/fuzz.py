@@ -60,8 +60,8 @@ def fuzz(
     its window or need memory that is not there, by the books and by what the workers really do. After the
     faults everything must work again as if they had not been. docs/faults.md has the whole list.
 
-    With --calls each seed draws functions that call one another, hosts with 1 to 8 slots, and what befalls
-    these: every call is answered once, no body begins twice, no graph stands still, and nothing is left.
+    With --calls each seed draws functions that call one another, hosts with 1 to 8 slots, and faults of
+    both: every call is answered once, no body begins twice, no graph stands still, and nothing is left.
 
     A seed that fails is reported with its story, the fewest faults that still make it fail, and the
     command that repeats it; the exit code is 1.

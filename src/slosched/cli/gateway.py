@@ -33,7 +33,7 @@ def gateway(*, options: Options, config: _Config = None) -> None:
       slosched gateway                                   # HTTP on port 8000, gRPC on 8001, this host alone
       slosched gateway --controller gpu01:12346 --bind 0.0.0.0 --tls-cert chain.pem --tls-key key.pem
       slosched gateway --tokens tokens.toml --model-control explicit --load digits,pitch
-      curl localhost:8000/v1/infer/digits?slo=25ms -d '{"inputs": {"image": [0.1, 0.2]}}'
+      curl 'localhost:8000/v1/infer/digits?slo=25ms' -d '{"inputs": {"image": [0.1, 0.2]}}'
     """
     base = GatewayConfig()
     if config is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -78,6 +80,25 @@ def _type_name(option: Any) -> str:
     return str(display(None)).strip("<>") if display is not None else ""
 
 
+#: Typer's word on a default; the bounds behind it, as in [default: 1; x>=1], are kept.
+_DEFAULT = re.compile(r"\[default: [^];]*(?:\]|; (?=[^]]))")
+
+
+def _argument_name(param: Any) -> str:
+    """An argument as the usage line has it: MODEL, [HOST:PORT], RUN_DIR..."""
+    name = str(param.metavar or param.name.upper())
+    if param.nargs != 1 and "..." not in name:
+        name += "..."
+    return name if param.required or name.startswith("[") else f"[{name}]"
+
+
+def _without_second_default(text: str) -> str:
+    """The help of an option, without Typer's default where the text already tells it."""
+    if "Default" not in text.partition("[default: ")[0]:
+        return text
+    return _DEFAULT.sub(lambda found: "" if found[0].endswith("]") else "[", text).rstrip()
+
+
 class SloschedCommand(TyperCommand):
     """A command whose values have names (DURATION, SIZE, HOST:PORT) and whose many options have groups."""
 
@@ -87,6 +108,17 @@ class SloschedCommand(TyperCommand):
             shown: Any = param
             if param.param_type_name == "option" and shown.metavar is None and not shown.is_flag:
                 shown.metavar = METAVARS.get(str(shown.name)) or _BY_TYPE.get(_type_name(shown))
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """What a list of commands says of it: its first sentence, which Typer would cut at `limit`."""
+        if self.short_help or not self.help:
+            return str(super().get_short_help_str(limit))
+        return " ".join(inspect.cleandoc(self.help).partition("\n\n")[0].split())
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line with arguments as they are written, without Typer's braces."""
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *map(_argument_name, arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, the general options, then each group of options under its own heading."""
@@ -99,8 +131,9 @@ class SloschedCommand(TyperCommand):
             if record is None:
                 continue
             if param.param_type_name == "argument":
-                arguments.append(record)
+                arguments.append((_argument_name(param), record[1]))
                 continue
+            record = record[0], _without_second_default(record[1])
             panel = getattr(param, "rich_help_panel", None)
             groups.setdefault(panel if grouped and panel else _GENERAL, []).append(record)
         for heading, records in [("Arguments", arguments), *groups.items()]:

@@ -85,8 +85,8 @@ def max_rate_live(
     Bisects between --low and --high with Poisson arrivals against a running controller. Each rate is
     sent for a second that does not count, then for a window; answers are awaited before the next one.
     An undecided rate gets up to three windows, which are judged together. A window in which this
-    machine stalled, or the sends were late (issue delay p99 above 2 ms), is repeated, unless the SLO
-    held nevertheless.
+    machine stalled, or the sends were late (p99 of the issue delay above a hundredth of the SLO, 2 ms at
+    least), is repeated, unless the SLO held nevertheless.
 
     The client judges what is in time, from the scheduled send; a refused request is not in time. Exit
     code 1: not even the lowest rate holds; 8: the next rate above the result was disturbed too often.

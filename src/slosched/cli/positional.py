@@ -20,15 +20,11 @@ _OPTION = re.compile(r"^--?[A-Za-z]")
 
 
 class PositionalCommand(SloschedCommand):
-    """A command with a variadic last argument. Its usage line shows the metavars as they are."""
+    """A command with a variadic last argument."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ignore_unknown_options = True
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        arguments = [p for p in self.params if p.param_type_name == "argument"]
-        return ["[OPTIONS]", *(str(p.metavar or p.name) for p in arguments)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = list(super().parse_args(ctx, args))

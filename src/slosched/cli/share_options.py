@@ -36,7 +36,7 @@ class TakesCommand(SloschedCommand):
         return list(super().parse_args(ctx, args))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return ["[OPTIONS]", "[MODEL-BATCH...]", "[-- COMMAND...]"]
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
 
 
 Models = Annotated[

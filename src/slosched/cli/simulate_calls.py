@@ -28,7 +28,7 @@ _RunDir = Annotated[
 _Slots = Annotated[
     str, typer.Option(metavar="N[,N...]", help="Slots of each worker; a run for each number.")
 ]
-_Workers = Annotated[int, typer.Option(min=1, max=1_000, help="Number of workers.")]
+_Workers = Annotated[int, typer.Option(min=1, max=1_000, metavar="N", help="Number of workers.")]
 _Gpus = Annotated[
     int | None,
     typer.Option(
@@ -39,8 +39,9 @@ _MostCalls = Annotated[int, typer.Option(min=1, help="Unfinished calls that a wo
 _Slo = Annotated[
     str | None,
     typer.Option(
+        metavar="DURATION",
         help="SLO of each client's call, which its children inherit (50ms; a bare number is in "
-        "seconds). Default: as recorded."
+        "seconds). Default: as recorded.",
     ),
 ]
 _Call = Annotated[
