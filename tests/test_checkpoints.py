@@ -129,11 +129,91 @@ def test_a_checkpoint_in_several_files(tmp_path: Path) -> None:
         assert torch.allclose(
             source_spec(whole).build()(batch).logits, model(batch).logits, atol=1e-6
         )
-    table = json.loads(index.read_text())
-    table["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
-    index.write_text(json.dumps(table))
-    with pytest.raises(InvalidConfig, match=r"only \.safetensors files beside it"):
-        source_spec(whole).build()
+
+
+def outputs_of(model: Any, batch: Any) -> list[Any]:
+    with torch.inference_mode():
+        found = model(batch)
+    return [each for each in found.to_tuple() if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("name", list(CHECKPOINTS))
+def test_the_outputs_are_those_of_transformers_own_loading_bit_by_bit(
+    name: str, shards: bool, tmp_path: Path
+) -> None:
+    source = saved(original(name), tmp_path, **({"max_shard_size": "4KB"} if shards else {}))
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == shards
+    kind = getattr(transformers, name)
+    theirs = kind.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True).eval()
+    whole = ModelSource("mine", transformers=str(tmp_path), input_shape=source.input_shape)
+    ours = source_spec(whole).build()
+    batch = batch_for(source)
+    found, expected = outputs_of(ours, batch), outputs_of(theirs, batch)
+    assert found and len(found) <= len(expected)  # ours has no cache
+    for one, other in zip(found, expected, strict=False):
+        assert torch.equal(one, other)
+
+
+def index_of(folder: Path, weights: dict[str, dict[str, float]], listed: dict[str, str]) -> str:
+    """Files of weights by name, and an index that says `listed` of them. Returns what is wrong with them."""
+    from safetensors.torch import save_file
+
+    original("BertForMaskedLM").config.save_pretrained(folder)
+    edit_config(
+        ModelSource("mine", safetensors="x", config=str(folder / "config.json")),
+        architectures=["BertForMaskedLM"],
+    )
+    for file, values in weights.items():
+        save_file({key: torch.full((1,), value) for key, value in values.items()}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": listed}))
+    source = ModelSource(
+        "mine", safetensors=str(index), config=str(folder / "config.json"), input_shape=(7,)
+    )
+    with pytest.raises(InvalidConfig) as caught:
+        source_spec(source).build()
+    return str(caught.value)
+
+
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("weights", "listed", "words"),
+    [
+        ({ONE: {"a": 1}}, {"a": ONE, "b": ONE}, "lacks ['b'], and has nothing beyond"),
+        ({ONE: {"a": 1, "c": 1}}, {"a": ONE}, "lacks nothing, and has ['c'] beyond"),
+        ({ONE: {"a": 1}, TWO: {"a": 2, "b": 1}}, {"a": ONE, "b": TWO}, "has ['a'] beyond"),
+        ({ONE: {"a": 1}}, {"a": ONE, "b": TWO}, f"lists {TWO!r}, and there is no such file"),
+        ({ONE: {"a": 1}}, {"a": "../elsewhere.safetensors"}, "files beside it are read"),
+        ({ONE: {"a": 1}}, {"a": "/etc/passwd"}, "files beside it are read"),
+        ({ONE: {"a": 1}}, {"a": ".."}, "files beside it are read"),
+        ({ONE: {"a": 1}}, {"a": "x" * 5_000}, "only .safetensors files beside it are read"),
+        ({ONE: {"a": 1}}, {}, 'no "weight_map"'),
+    ],
+)
+def test_what_is_wrong_with_several_files_is_said(
+    weights: dict[str, dict[str, float]], listed: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    said = index_of(tmp_path, weights, listed)
+    assert words in said and len(said) < 600
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    saved(original("BertForMaskedLM"), tmp_path, max_shard_size="4KB")
+    [*files] = sorted(tmp_path.glob("model-*.safetensors"))
+    files[1].write_bytes(files[1].read_bytes()[:-8])
+    with pytest.raises(InvalidConfig, match=rf"{files[1].name} is not a whole file of safetensors"):
+        source_spec(ModelSource("mine", transformers=str(tmp_path), input_shape=(7,))).build()
+
+
+def test_a_weight_that_an_index_lists_twice_is_not_guessed(tmp_path: Path) -> None:
+    saved(original("BertForMaskedLM"), tmp_path, max_shard_size="4KB")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(f'{{"weight_map": {{"a": "{ONE}", "a": "{TWO}"}}}}')
+    with pytest.raises(InvalidConfig, match="it has 'a' twice"):
+        source_spec(ModelSource("mine", transformers=str(tmp_path), input_shape=(7,))).build()
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

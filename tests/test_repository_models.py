@@ -165,8 +165,9 @@ def test_a_copy_that_is_complete_later_is_built_then(
     assert np.array_equal(answer(rig, "slow:1", 20), ROW * 4)
 
 
+@pytest.mark.parametrize("shards", [0, 8])
 def test_a_checkpoint_answers_as_it_was_saved(
-    served: tuple[CpuRig, Repository], tmp_path: Path
+    served: tuple[CpuRig, Repository], tmp_path: Path, shards: int
 ) -> None:
     transformers = pytest.importorskip("transformers")
     rig, repository = served
@@ -182,13 +183,16 @@ def test_a_checkpoint_answers_as_it_was_saved(
     )
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(config).eval()
-    model.save_pretrained(tmp_path)
-    files = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    repository.add("vit/1", dict(files))
-    offer(rig, repository, "vit/1")
-    prepared(rig, "vit:1", 12)
+    model.save_pretrained(tmp_path, **({"max_shard_size": "1KB"} if shards else {}))
+    files = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    assert sum(name.startswith("model-") for name in files) >= shards
+    folder = f"vit/{shards + 1}"
+    name, model_id = name_of(folder), 12 + shards
+    repository.add(folder, dict(files))
+    offer(rig, repository, folder)
+    prepared(rig, name, model_id)
     image = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    done, answers = rig.infer("vit:1", [image], 12)
+    done, answers = rig.infer(name, [image], model_id)
     assert not done.code, done.reason
     with torch.no_grad():
         expected = model(torch.from_numpy(image)[None]).logits[0].numpy()
@@ -212,6 +216,12 @@ def test_errors_name_the_versions_own_files(served: tuple[CpuRig, Repository]) -
     repository.add("broken/2", {"model.safetensors": b"x", "config.json": config})
     code, reason = failure(rig, repository, "broken/2")
     assert code == Code.INVALID_MODEL_PATH and "broken/2/" in reason and "/proc" not in reason
+    index = json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})
+    shards = {"a.safetensors": b"x", "b.safetensors": b"x", "model.safetensors.index.json": index}
+    repository.add("broken/4", {**shards, "config.json": config})
+    code, reason = failure(rig, repository, "broken/4")
+    assert code == Code.INVALID_MODEL_PATH and "broken/4/a.safetensors is not a whole" in reason
+    assert "/proc" not in reason
     absolute = FACTORY.replace("from . import scale", "import scale")
     files = {"model.toml": FACTORY_TOML, "model.py": absolute, "scale.py": "FACTOR = 1.0"}
     repository.add("broken/3", dict(files))

@@ -175,6 +175,8 @@ def test_links_that_lead_out_are_refused_and_others_are_followed(
         link.symlink_to(target)
     (repository.path / "alias").symlink_to("digits")
     (repository.path / "file").symlink_to("digits/1/model.py")
+    repository.add("shards/1", {**SHARDED, INDEX: index(SHARD, "more.safetensors")})
+    (repository.path / "shards" / "1" / "more.safetensors").symlink_to("../../../secret")
     repository.add("weights/1", {"model.py": "", "model.toml": FACTORY_TOML})
     (repository.path / "weights" / "1" / "scale.py").symlink_to("../../../secret")
     found = look(repository)
@@ -185,8 +187,10 @@ def test_links_that_lead_out_are_refused_and_others_are_followed(
         "over/1",
         "circle/1",
         "nowhere/1",
+        "shards/1",
         "weights/1",
     }
+    assert "'more.safetensors'" in found.faults["shards/1"]
     assert "leads out" in found.faults["out/1"] and "'scale.py'" in found.faults["weights/1"]
     same = {each.folder: each.fingerprint for each in found.found}
     assert same["alias/1"] == same["digits/1"] == same["inside/1"]
@@ -242,6 +246,10 @@ def test_each_kind_is_known_by_its_files(repository: Repository) -> None:
     images = {"image_size": 32, "num_channels": 1}
     repository.add("net/5", {"model.safetensors": b"", "config.json": json.dumps(images)})
     assert source(repository, "net/5").input_shape == (1, 32, 32)
+    repository.add("net/8", SHARDED)
+    sharded = source(repository, "net/8")
+    assert sharded.safetensors.endswith("/net/8/model.safetensors.index.json")
+    assert sharded.config.endswith("/net/8/config.json")
     own = "[model]\nlengths = [16]\n[model.inputs.input_ids]\nshape = [-1]\ndtype = 'int64'\n"
     repository.add("net/6", {**WEIGHTS, "model.toml": own})
     assert source(repository, "net/6").lengths == (16,)
@@ -250,10 +258,42 @@ def test_each_kind_is_known_by_its_files(repository: Repository) -> None:
 
 
 WEIGHTS: dict[str, str | bytes] = {"model.safetensors": b"", "config.json": "{}"}
+SHARD = "model-00001-of-00001.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def index(*files: str) -> str:
+    return json.dumps({"weight_map": {f"w{number}": file for number, file in enumerate(files)}})
+
+
+SHARDED: dict[str, str | bytes] = {SHARD: b"", INDEX: index(SHARD, SHARD), "config.json": "{}"}
 FAULTS: dict[str, tuple[dict[str, str | bytes], str]] = {
     "nothing": ({}, "none of model.pt2"),
     "two kinds": ({"model.pt2": b"", **WEIGHTS}, "both model.pt2 and model.safetensors"),
     "no config": ({"model.safetensors": b""}, "needs config.json"),
+    "index without config": ({SHARD: b"", INDEX: index(SHARD)}, "needs config.json"),
+    "index and whole": ({**SHARDED, **WEIGHTS}, f"both model.safetensors and {INDEX}"),
+    "index and pt2": ({**SHARDED, "model.pt2": b""}, f"both model.pt2 and {INDEX}"),
+    "index of a file that is missing": (
+        {**SHARDED, INDEX: index(SHARD, "x.safetensors")},
+        "no such",
+    ),
+    "index that leads out": (
+        {**SHARDED, INDEX: index("../../x.safetensors")},
+        "beside it are read",
+    ),
+    "index with a path": ({**SHARDED, INDEX: index("/etc/x.safetensors")}, "beside it are read"),
+    "index of another kind": ({**SHARDED, INDEX: index("config.json")}, "only .safetensors files"),
+    "index of nothing": ({**SHARDED, INDEX: "{}"}, 'no "weight_map"'),
+    "index of numbers": ({**SHARDED, INDEX: '{"weight_map": {"a": 1}}'}, "lists 1; only"),
+    "index that is no object": ({**SHARDED, INDEX: "[]"}, 'no "weight_map"'),
+    "index that is cut short": ({**SHARDED, INDEX: '{"weight_map": {'}, "not a JSON file"),
+    "deep index": ({**SHARDED, INDEX: "[" * 100_000}, "not a JSON file"),
+    "index that is not text": ({**SHARDED, INDEX: b"\xff"}, "not UTF-8"),
+    "weight twice": (
+        {**SHARDED, INDEX: f'{{"weight_map": {{"a": "{SHARD}", "a": "{SHARD}"}}}}'},
+        "it has 'a' twice",
+    ),
     "config is not JSON": ({**WEIGHTS, "config.json": "{"}, "not a JSON file"),
     "config is a list": ({**WEIGHTS, "config.json": "[]"}, "not a JSON object"),
     "deep JSON": ({**WEIGHTS, "config.json": "[" * 100_000}, "not a JSON file"),

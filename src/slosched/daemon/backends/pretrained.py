@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from slosched.config import ModelSource
+from slosched.daemon.backends.safetensors_index import INDEX_SUFFIX, shards_of
 from slosched.daemon.backends.zoo import import_transformers
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.signature import VARIES, Tensor
@@ -25,7 +26,6 @@ from slosched.text_files import read_text
 #: More names of weights or classes than this are not listed.
 _LISTED_AT_MOST = 3
 _CLASSES_AT_MOST = 12
-_INDEX_SUFFIX = ".index.json"
 #: What a model for texts takes.
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 
@@ -37,7 +37,7 @@ def in_folder(source: ModelSource) -> ModelSource:
     Raises InvalidConfig for a folder that is not such a one.
     """
     folder = Path(source.transformers)
-    files = [folder / name for name in ("model.safetensors", f"model.safetensors{_INDEX_SUFFIX}")]
+    files = [folder / name for name in ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}")]
     weights = [file for file in files if file.is_file()]
     if not (folder / "config.json").is_file() or not weights:
         raise InvalidConfig(
@@ -67,7 +67,7 @@ def from_safetensors(source: ModelSource) -> nn.Module:
         transformers.utils.logging.disable_progress_bar()  # a daemon's output is lines
         model_class = _model_class(transformers, values)
         config = transformers.AutoConfig.for_model(**values)
-        weights = _read_weights(Path(source.safetensors))
+        weights = _read_weights(source)
         model, info = _load(model_class, config, weights)
     except InvalidConfig as error:
         raise InvalidConfig(f"model {source.name!r}: {error}") from None
@@ -175,26 +175,38 @@ def _classes_of(kind: str) -> list[str]:
     return sorted(found)[:_CLASSES_AT_MOST]
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a file, or of the files beside it that an index lists."""
-    from safetensors.torch import load_file
-
-    if not path.name.endswith(_INDEX_SUFFIX):
-        weights: dict[str, torch.Tensor] = load_file(path)
-        return weights
-    table = _read_json(str(path)).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise InvalidConfig(f'{path} has no "weight_map", as an index of safetensors has')
-    weights = {}
-    for name in sorted(set(table.values())):
-        shard = path.parent / name
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InvalidConfig(
-                f"{path} lists {name!r}; only .safetensors files beside it are read"
-            )
+def _read_weights(source: ModelSource) -> dict[str, torch.Tensor]:
+    """Every tensor of the file, or of the files that an index lists."""
+    path = Path(source.safetensors)
+    if not (source.shards or path.name.endswith(INDEX_SUFFIX)):
+        return _tensors_of(path)
+    weights: dict[str, torch.Tensor] = {}
+    for name, listed in shards_of(read_text(path, "the index"), str(path)).items():
+        shard = Path(source.shards.get(name, path.parent / name))
         if not shard.is_file():
             raise InvalidConfig(f"{path} lists {name!r}, and there is no such file beside it")
-        weights.update(load_file(shard))
+        found = _tensors_of(shard)
+        lacking, unlisted = sorted(listed - found.keys()), sorted(found.keys() - listed)
+        if lacking or unlisted:
+            lacks, has = (each[:_LISTED_AT_MOST] or "nothing" for each in (lacking, unlisted))
+            raise InvalidConfig(
+                f"{shard} is not the file that {path} lists: it lacks {lacks}, and has {has} beyond what is "
+                "listed for it"
+            )
+        weights |= found
+    return weights
+
+
+def _tensors_of(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights: dict[str, torch.Tensor] = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InvalidConfig(
+            f"{file} is not a whole file of safetensors, or cannot be read: {error}"
+        ) from None
     return weights
 
 

@@ -1,4 +1,5 @@
-"""What one version is: one of model.pt2, model.safetensors with config.json, and a factory in model.toml.
+"""What one version is: one of model.pt2, model.safetensors (or its index and the files that this lists) with
+config.json, and a factory in model.toml.
 
 model.toml has one table, [model], with the keys of a worker file's [models.NAME]; beside another kind it says
 what that file does not know. The names of the files are fixed, so no key names one.
@@ -13,13 +14,16 @@ from typing import Any
 
 from slosched.config import ModelSource
 from slosched.config_file import model_source
+from slosched.daemon.backends.safetensors_index import INDEX_SUFFIX, shards_of
 from slosched.daemon.repository.scanning import Found
 from slosched.errors import InvalidConfig
 from slosched.text_files import toml_of, toml_text
 
 PT2, SAFETENSORS, CONFIG, TOML = "model.pt2", "model.safetensors", "config.json", "model.toml"
+INDEX = SAFETENSORS + INDEX_SUFFIX
 MOST_TOML_BYTES = 64 * 1024
 MOST_CONFIG_BYTES = 1024 * 1024
+MOST_INDEX_BYTES = 16 * 1024 * 1024
 #: Keys of [models.NAME] that name files, or code elsewhere.
 _NOT_HERE = ("pt2", "safetensors", "config", "transformers", "cupy")
 _TEXT_INPUTS = ("input_ids", "attention_mask")
@@ -40,24 +44,24 @@ def described(found: Found, place: Path, read: Read) -> ModelSource:
 
     Raises InvalidConfig for a folder that is not exactly one kind, and OSError.
     """
-    kinds = [file for file in (PT2, SAFETENSORS) if file in found.files]
+    kinds = [file for file in (PT2, SAFETENSORS, INDEX) if file in found.files]
     if len(kinds) > 1:
-        raise InvalidConfig(f"it has both {PT2} and {SAFETENSORS}: keep one of them")
+        raise InvalidConfig(f"it has both {kinds[0]} and {kinds[1]}: keep one of them")
     if not kinds and TOML not in found.files:
         raise InvalidConfig(
-            f"it has none of {PT2}, {SAFETENSORS} (with {CONFIG}), and {TOML} with a factory"
+            f"it has none of {PT2}, {SAFETENSORS} or {INDEX} (with {CONFIG}), and {TOML} with a factory"
         )
-    if SAFETENSORS in kinds and CONFIG not in found.files:
-        raise InvalidConfig(
-            f"{SAFETENSORS} needs {CONFIG} beside it, as save_pretrained writes both"
-        )
+    if kinds and kinds[0] != PT2 and CONFIG not in found.files:
+        raise InvalidConfig(f"{kinds[0]} needs {CONFIG} beside it, as save_pretrained writes both")
     table = _table(read(TOML, MOST_TOML_BYTES)) if TOML in found.files else {}
     if kinds and "factory" in table:
         raise InvalidConfig(f"it has {kinds[0]}, and {TOML} a factory: keep one of them")
     if PT2 in kinds:
         table["pt2"] = PT2
-    elif SAFETENSORS in kinds:
-        table |= {"safetensors": SAFETENSORS, "config": CONFIG}
+    elif kinds:
+        if kinds[0] == INDEX:
+            _check_shards(read(INDEX, MOST_INDEX_BYTES), found)
+        table |= {"safetensors": kinds[0], "config": CONFIG}
         table |= _inputs_by(_config(read(CONFIG, MOST_CONFIG_BYTES)), table)
     else:
         _check_factory(table, found)
@@ -81,6 +85,21 @@ def _table(data: bytes) -> dict[str, Any]:
                 f"{TOML} has {key}: the files of a version have fixed names, so leave it out"
             )
     return table
+
+
+def _check_shards(index: bytes, found: Found) -> None:
+    for shard in shards_in(index):
+        if shard not in found.files:
+            raise InvalidConfig(f"{INDEX} lists {shard!r}, and there is no such file beside it")
+
+
+def shards_in(index: bytes) -> list[str]:
+    """The names of the files that an index lists. Raises InvalidConfig."""
+    try:
+        text = index.decode()
+    except UnicodeDecodeError:
+        raise InvalidConfig(f"{INDEX} is not UTF-8 text") from None
+    return [*shards_of(text, INDEX)]
 
 
 def _check_factory(table: dict[str, Any], found: Found) -> None:

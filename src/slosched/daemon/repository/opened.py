@@ -16,7 +16,15 @@ from typing import Any
 
 from slosched.config import ModelSource
 from slosched.daemon.repository.beneath import open_below, read_below, root_of
-from slosched.daemon.repository.describing import CONFIG, MOST_CONFIG_BYTES, PT2, SAFETENSORS
+from slosched.daemon.repository.describing import (
+    CONFIG,
+    INDEX,
+    MOST_CONFIG_BYTES,
+    MOST_INDEX_BYTES,
+    PT2,
+    SAFETENSORS,
+    shards_in,
+)
 from slosched.daemon.repository.listing import Version
 from slosched.daemon.repository.modules import Packages
 from slosched.daemon.repository.scanning import files_of, in_words, look_at_version
@@ -61,8 +69,8 @@ def opened(repository: str, version: Version, packages: Packages) -> Iterator[Op
             yield Opened(source, digest)
         except InvalidConfig as error:
             text = str(error)
-            for path, words in shown.items():
-                text = text.replace(path, words)
+            for path in sorted(shown, key=len, reverse=True):  # one may begin another
+                text = text.replace(path, shown[path])
             raise InvalidConfig(text + _hint(text, version, root)) from None
 
 
@@ -97,20 +105,31 @@ def _with_paths(
 ) -> ModelSource:
     """`source` with paths to copies of its files; `shown` gets what stands for each in an error."""
     paths: dict[str, Any] = {}
-    for key, file in (("pt2", PT2), ("safetensors", SAFETENSORS)):
-        if getattr(source, key):
-            fd = open_below(root, f"{folder}/{file}")
-            try:
-                paths[key] = _copy_of(stack, fd, file)
-            finally:
-                os.close(fd)
-            shown[paths[key]] = f"{folder}/{file}"
+
+    def weights(file: str) -> str:
+        fd = open_below(root, f"{folder}/{file}")
+        try:
+            path = _copy_of(stack, fd, file)
+        finally:
+            os.close(fd)
+        shown[path] = f"{folder}/{file}"
+        return path
+
+    def text(file: str, most_bytes: int) -> tuple[str, bytes]:
+        data = read_below(root, f"{folder}/{file}", most_bytes=most_bytes)
+        path = _held(stack, file, data)
+        shown[path] = f"{folder}/{file}"
+        return path, data
+
+    if source.pt2:
+        paths["pt2"] = weights(PT2)
+    if Path(source.safetensors).name == INDEX:
+        paths["safetensors"], index = text(INDEX, MOST_INDEX_BYTES)
+        paths["shards"] = {shard: weights(shard) for shard in shards_in(index)}
+    elif source.safetensors:
+        paths["safetensors"] = weights(SAFETENSORS)
     if source.config:
-        data = read_below(root, f"{folder}/{CONFIG}", most_bytes=MOST_CONFIG_BYTES)
-        fd = _memory(stack, CONFIG)
-        os.write(fd, data)
-        paths["config"] = f"/proc/self/fd/{fd}"
-        shown[paths["config"]] = f"{folder}/{CONFIG}"
+        paths["config"], _ = text(CONFIG, MOST_CONFIG_BYTES)
     return replace(source, **paths)
 
 
@@ -118,6 +137,14 @@ def _memory(stack: ExitStack, name: str) -> int:
     fd = os.memfd_create(name)
     stack.callback(os.close, fd)
     return fd
+
+
+def _held(stack: ExitStack, name: str, data: bytes) -> str:
+    """The path of a file in memory that has `data`."""
+    fd, left = _memory(stack, name), memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+    return f"/proc/self/fd/{fd}"
 
 
 def _copy_of(stack: ExitStack, fd: int, name: str) -> str:
