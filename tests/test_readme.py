@@ -35,6 +35,15 @@ PAGES = [
 ]
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
 DOCUMENTS += [ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: These, and the pages with figures and results.
+LINKED = [
+    *DOCUMENTS,
+    *(
+        page
+        for folder in ("analysis", "benchmarks")
+        for page in sorted((ROOT / folder).rglob("*.md"))
+    ),
+]
 
 _FOLDERS = ("clients", "daemon", "workloads", "analysis", "benchmarks")
 
@@ -178,12 +187,24 @@ def test_the_telemetry_page_has_every_column(heading: str, columns: dict[str, ty
     assert [row[0] for row in table_of(section, "column")] == list(columns)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading of `document` may end in: the heading as GitHub spells it there."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("document", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)", text):
-        if not target.startswith("https://"):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if target.startswith("https:"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), f"{document.name} links to {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in anchors(path), f"{document.name} links to {link}"
     for name in re.findall(r"`((?:src|tests|docs|clients|daemon)/[\w./]+)`", text):
         inside = (ROOT / name, ROOT / "src" / "slosched" / name)
         assert any(path.exists() for path in inside), f"{document.name} names {name}"
