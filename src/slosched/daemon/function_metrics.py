@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from slosched.codes import ActionType
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.core.scheduler.state import Gpu
 from slosched.daemon.function_status import function_reports, slots_of
-from slosched.daemon.metric_parts import PART_STEPS, Part, family, label
+from slosched.daemon.metric_parts import (
+    OF_GPU,
+    PART_STEPS,
+    LaneTable,
+    Part,
+    Table,
+    family,
+    gpu_labels,
+    label,
+    lane_families,
+    table_families,
+)
 from slosched.telemetry.call_tally import FunctionTally
-from slosched.telemetry.tally import Lane, Tally
+from slosched.telemetry.tally import Tally
 from slosched.units import NS_PER_S
 
-_Counted = tuple[str, str, Callable[[FunctionTally], float]]
-_COUNTED: tuple[_Counted, ...] = (
+_COUNTED: Table[FunctionTally] = (
     ("function_calls_begun", "Calls that began, of those that have ended.", lambda t: t.began),
     ("function_cold_calls", "Calls that began after a cold start.", lambda t: t.cold),
     ("function_children", "Calls that the calls asked for.", lambda t: t.children),
@@ -41,7 +50,7 @@ _OF_HOSTS = (
     ("host_suspended_calls", "Calls on the host that have begun and hold no slot.", "suspended"),
 )
 #: Name, text, kind of action, and what its lane counted.
-_OF_LANES: tuple[tuple[str, str, int, Callable[[Lane], float]], ...] = (
+_OF_LANES: LaneTable = (
     (
         "host_busy_seconds",
         "Time that finished calls ran in the slots of the host.",
@@ -93,14 +102,12 @@ def function_families(
             for code, n in sorted(each.by_code.items())
         ),
     )
-    for name, text, value in _COUNTED:
-        yield from family(
-            CounterMetricFamily,
-            name,
-            text,
-            ("function",),
-            (((function,), value(each)) for function, each in tallies.items()),
-        )
+    yield from table_families(
+        CounterMetricFamily,
+        ("function",),
+        _COUNTED,
+        [((function,), each) for function, each in tallies.items()],
+    )
     reports: list[dict[str, object]] = []
     for at in range(0, len(functions), PART_STEPS):
         reports += function_reports(functions[at : at + PART_STEPS], {})
@@ -113,32 +120,17 @@ def function_families(
             ("function",),
             (((str(each["name"]),), _number(each[key])) for each in reports),
         )
-    nothing = Lane()
-    for name, text, kind, measured in _OF_LANES:
-        yield from family(
-            CounterMetricFamily,
-            name,
-            text,
-            ("worker", "gpu"),
-            (
-                ((str(w), str(g)), measured(tally.lanes.get((w, g, kind), nothing)))
-                for w, g in sorted(seen)
-            ),
-        )
+    yield from lane_families(_OF_LANES, tally.lanes, sorted(seen))
     for name, text, key in _OF_HOSTS:
         yield from family(
             GaugeMetricFamily,
             name,
             text,
-            ("worker", "gpu"),
-            ((_labels(gpu), _number(slots_of(gpu)[key])) for gpu in hosts),
+            OF_GPU,
+            ((gpu_labels(gpu), _number(slots_of(gpu)[key])) for gpu in hosts),
         )
 
 
 def _number(value: object) -> float:
     assert isinstance(value, int)
     return float(value)
-
-
-def _labels(gpu: Gpu) -> tuple[str, str]:
-    return str(gpu.worker.worker_id), str(gpu.gpu_id)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from slosched.codes import code_name
+from slosched.core.scheduler.state import Gpu
 from slosched.telemetry.histogram import Histogram
+from slosched.telemetry.tally import Lane
 
 #: Samples rendered in one slice.
 PART_SAMPLES = 16
@@ -19,6 +22,13 @@ PART_STEPS = 100
 #: A part of a family of metrics, or None where a walk stops to let others run.
 Part = Metric | None
 Row = tuple[Sequence[str], float]
+Thing = TypeVar("Thing")
+#: Families by name, text, and what the value of a thing is.
+Table = tuple[tuple[str, str, Callable[[Thing], float]], ...]
+#: Families by name, text, kind of action, and what a lane counted of that kind.
+LaneTable = tuple[tuple[str, str, int, Callable[[Lane], float]], ...]
+#: The labels of a GPU, and of a host's slots.
+OF_GPU = ("worker", "gpu")
 
 
 def text_of(part: Metric, *, first: bool) -> bytes:
@@ -67,6 +77,49 @@ def family(
         yield part
 
 
+def table_families(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    labels: Sequence[str],
+    table: Table[Thing],
+    things: Sequence[tuple[Sequence[str], Thing]],
+) -> Iterator[Part]:
+    """A family for each row of `table`, with a sample for each of `things`: (values of its labels, thing)."""
+    for name, text, value in table:
+        yield from family(
+            kind, name, text, labels, ((values, value(thing)) for values, thing in things)
+        )
+
+
+def lane_families(
+    table: LaneTable, lanes: Mapping[tuple[int, int, int], Lane], names: Sequence[tuple[int, int]]
+) -> Iterator[Part]:
+    """What lanes of GPUs or hosts counted. `names` are (worker, device); `lanes` go by these and kind."""
+    idle = Lane()
+    for name, text, kind, counted in table:
+        yield from family(
+            CounterMetricFamily,
+            name,
+            text,
+            OF_GPU,
+            (((str(w), str(g)), counted(lanes.get((w, g, kind), idle))) for w, g in names),
+        )
+
+
+class SteadyCounts:
+    """Counts that workers keep, made to go on when a worker's process begins again at 0."""
+
+    def __init__(self) -> None:
+        self._grown: dict[tuple[str, ...], tuple[float, float]] = {}
+
+    def grown(self, key: tuple[str, ...], value: float) -> float:
+        """What `key` counted in all, now that its process says `value`."""
+        base, last = self._grown.get(key, (0.0, 0.0))
+        if value < last:
+            base += last
+        self._grown[key] = base, value
+        return base + value
+
+
 def cut(whole: Metric) -> Iterator[Part]:
     """A family that was made as one, in parts."""
     for begin in range(0, len(whole.samples), PART_SAMPLES):
@@ -84,6 +137,11 @@ def buckets(histogram: Histogram, unit: int) -> tuple[list[tuple[str, float]], f
         cumulative.append((f"{bound / unit:g}", float(passed)))
     cumulative.append(("+Inf", float(passed + histogram.counts[-1])))
     return cumulative, histogram.total / unit
+
+
+def gpu_labels(gpu: Gpu) -> tuple[str, str]:
+    """The values of `OF_GPU`."""
+    return str(gpu.worker.worker_id), str(gpu.gpu_id)
 
 
 def label(code: int) -> str:

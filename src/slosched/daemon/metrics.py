@@ -13,8 +13,7 @@ a counter further down may be a little younger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Set
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import (
@@ -28,15 +27,16 @@ from prometheus_client.registry import Collector
 from slosched import clock
 from slosched.codes import REJECTIONS, ActionType, Code
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
+from slosched.core.scheduler.state import ModelState, RequestState
 from slosched.daemon.cascade_metrics import cascade_families
 from slosched.daemon.function_metrics import function_families
+from slosched.daemon.gpu_metrics import driver_families, gpu_families
 from slosched.daemon.http import Answer, Handler, Request
 from slosched.daemon.in_slices import Slice
 from slosched.daemon.metric_parts import (
     PART_STEPS,
     Part,
-    Row,
+    SteadyCounts,
     buckets,
     counter,
     cut,
@@ -45,14 +45,12 @@ from slosched.daemon.metric_parts import (
     label,
     text_of,
 )
-from slosched.telemetry.tally import Lane, Recent, Tally
+from slosched.daemon.worker_metrics import worker_families
+from slosched.telemetry.tally import Recent, Tally
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-_LOCAL = ("127.", "localhost:", "[::1]:")
-_GPU = ("worker", "gpu")
 
 
 class ControllerCollector(Collector):
@@ -75,7 +73,7 @@ class ControllerCollector(Collector):
         self._rows_dropped = rows_dropped
         self._now_ns = now_ns
         self._process = ProcessCollector(registry=None)
-        self._grown: dict[tuple[str, ...], tuple[float, float]] = {}
+        self._counts = SteadyCounts()
         self._hosts: set[tuple[int, int]] = set()  # (worker, device), also of workers that are away
 
     def collect(self) -> Iterator[Metric]:
@@ -108,16 +106,22 @@ class ControllerCollector(Collector):
 
     def parts(self) -> Iterator[Part]:
         """Every family, in one part or in several that follow each other."""
+        scheduler = self._scheduler
         yield from self._requests()
         yield from self._waiting()
         yield from self._predictions()
-        yield from self._gpus()
-        yield from self._drivers()
-        yield from self._workers()
+        yield from gpu_families(scheduler, self._tally, self._hosts_seen())
+        yield from driver_families(scheduler, self._counts)
+        yield from worker_families(scheduler, self._counts)
         yield from self._models()
-        yield from cascade_families(self._scheduler, self._tally.cascades)
-        yield from function_families(self._scheduler, self._tally, self._hosts)
+        yield from cascade_families(scheduler, self._tally.cascades)
+        yield from function_families(scheduler, self._tally, self._hosts)
         yield from self._controller()
+
+    def _hosts_seen(self) -> Set[tuple[int, int]]:
+        for worker in self._scheduler.cluster.workers.values():
+            self._hosts.update((worker.worker_id, gpu.gpu_id) for gpu in worker.gpus if gpu.host)
+        return self._hosts
 
     # ------------------------------------------------------------------------------ requests
 
@@ -235,128 +239,6 @@ class ControllerCollector(Collector):
             ),
         )
 
-    # ---------------------------------------------------------------------------------- GPUs
-
-    def _gpus(self) -> Iterator[Part]:
-        lanes = self._tally.lanes
-        devices = [
-            gpu for worker in self._scheduler.cluster.workers.values() for gpu in worker.gpus
-        ]
-        self._hosts.update((gpu.worker.worker_id, gpu.gpu_id) for gpu in devices if gpu.host)
-        gpus = [gpu for gpu in devices if not gpu.host]
-        # What a GPU did stays counted while its worker is away.
-        seen = {(gpu.worker.worker_id, gpu.gpu_id) for gpu in gpus}
-        names = sorted((seen | {(worker, gpu) for worker, gpu, _ in lanes}) - self._hosts)
-        nothing = Lane()
-        yield None
-        for name, text, kind, value in _OF_LANES:
-            yield from family(
-                CounterMetricFamily,
-                name,
-                text,
-                _GPU,
-                (((str(w), str(g)), value(lanes.get((w, g, kind), nothing))) for w, g in names),
-            )
-        for name, text, now in _OF_GPUS:
-            yield from family(
-                GaugeMetricFamily, name, text, _GPU, ((_labels(gpu), now(gpu)) for gpu in gpus)
-            )
-
-    def _drivers(self) -> Iterator[Part]:
-        """What NVML says; what a card does not answer has no sample."""
-        gpus = [
-            gpu
-            for worker in self._scheduler.cluster.present()
-            for gpu in worker.gpus
-            if gpu.driver.stats is not None
-        ]
-        for name, text, field, scale in _OF_DRIVERS:
-            yield from family(
-                GaugeMetricFamily,
-                name,
-                text,
-                _GPU,
-                (
-                    (_labels(gpu), value * scale)
-                    for gpu in gpus
-                    if (value := getattr(gpu.driver.stats, field)) >= 0
-                ),
-            )
-        yield from family(
-            CounterMetricFamily,
-            "gpu_energy_joules",
-            "Energy that the card used.",
-            _GPU,
-            (
-                (
-                    _labels(gpu),
-                    self._growing(("energy", *_labels(gpu)), gpu.driver.stats.energy_mj / 1e3),
-                )
-                for gpu in gpus
-                if gpu.driver.stats is not None and gpu.driver.stats.energy_mj >= 0
-            ),
-        )
-
-    # ------------------------------------------------------------------------------- workers
-
-    def _workers(self) -> Iterator[Part]:
-        workers = self._scheduler.cluster.present()
-        for name, text, value in _OF_WORKERS:
-            yield from family(
-                GaugeMetricFamily,
-                name,
-                text,
-                ("worker",),
-                (((str(w.worker_id),), value(w)) for w in workers),
-            )
-        for name, text, total in _COUNTED_BY_WORKERS:
-            yield from family(
-                CounterMetricFamily,
-                name,
-                text,
-                ("worker",),
-                (
-                    ((str(w.worker_id),), self._growing((name, str(w.worker_id)), total(w)))
-                    for w in workers
-                ),
-            )
-        yield from family(
-            GaugeMetricFamily,
-            "worker_info",
-            "1; what a worker said of itself when it joined.",
-            ("worker", "host", "device", "version", "pid"),
-            (
-                ((str(w.worker_id), w.host, w.device, w.version, str(w.pid)), 1)
-                for w in workers
-                if w.pid
-            ),
-        )
-        # The processes of this machine can be looked at; a worker elsewhere has an exporter of its own.
-        cpu: list[Row] = []
-        memory: list[Row] = []
-        for worker in workers:
-            if worker.pid and worker.state is WorkerState.JOINED and _is_local(worker):
-                found = _process(ProcessCollector(registry=None, pid=lambda w=worker: w.pid))  # type: ignore[misc]
-                name = str(worker.worker_id)
-                if found is not None:
-                    cpu.append(((name,), self._growing(("cpu", name), found[0])))
-                    memory.append(((name,), found[1]))
-                yield None
-        yield from family(
-            CounterMetricFamily,
-            "worker_cpu_seconds",
-            "CPU time of a worker on this machine.",
-            ("worker",),
-            cpu,
-        )
-        yield from family(
-            GaugeMetricFamily,
-            "worker_resident_memory_bytes",
-            "Resident memory of a worker on this machine.",
-            ("worker",),
-            memory,
-        )
-
     # -------------------------------------------------------------------------------- models
 
     def _models(self) -> Iterator[Part]:
@@ -422,14 +304,6 @@ class ControllerCollector(Collector):
         )
         yield from self._process.collect()
 
-    def _growing(self, key: tuple[str, ...], value: float) -> float:
-        """A count that a worker keeps, made to go on when its process begins again at 0."""
-        base, last = self._grown.get(key, (0.0, 0.0))
-        if value < last:
-            base += last
-        self._grown[key] = base, value
-        return base + value
-
 
 def metrics_routes(collector: ControllerCollector) -> dict[str, Handler]:
     """/metrics."""
@@ -440,129 +314,9 @@ def metrics_routes(collector: ControllerCollector) -> dict[str, Handler]:
     return {"/metrics": metrics}
 
 
-# ------------------------------------------------------------------------------------- the tables
-
-_INFER, _LOAD, _EVICT = (
-    int(kind) for kind in (ActionType.INFER, ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS)
-)
-_OfLane = tuple[str, str, int, Callable[[Lane], float]]
-_OF_LANES: tuple[_OfLane, ...] = (
-    (
-        "gpu_busy_seconds",
-        "Exec time of finished inferences.",
-        _INFER,
-        lambda lane: lane.exec_ns / NS_PER_S,
-    ),
-    ("gpu_inferences", "Finished inferences (batches).", _INFER, lambda lane: lane.count),
-    ("gpu_requests", "Requests aboard finished inferences.", _INFER, lambda lane: lane.requests),
-    ("gpu_loads", "Weights copied to the GPU.", _LOAD, lambda lane: lane.count),
-    (
-        "gpu_load_seconds",
-        "Time of copying weights to the GPU.",
-        _LOAD,
-        lambda lane: lane.exec_ns / NS_PER_S,
-    ),
-    ("gpu_evictions", "Weights whose pages were given back.", _EVICT, lambda lane: lane.count),
-    (
-        "gpu_eviction_seconds",
-        "Time of giving pages back.",
-        _EVICT,
-        lambda lane: lane.exec_ns / NS_PER_S,
-    ),
-)
-_OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
-    (
-        "gpu_outstanding_inferences",
-        "Inferences sent and not reported.",
-        lambda g: len(g.exec.outstanding),
-    ),
-    (
-        "gpu_outstanding_loads",
-        "Loads and evictions sent and not reported.",
-        lambda g: len(g.load.outstanding),
-    ),
-    (
-        "gpu_resident_models",
-        "Model instances whose weights are on the GPU.",
-        lambda g: len(g.resident),
-    ),
-    ("gpu_pages", "Pages for weights.", lambda g: g.pages),
-    ("gpu_free_pages", "Pages that hold no weights.", lambda g: g.free_pages),
-    ("gpu_page_bytes", "Size of a page.", lambda g: g.page_bytes),
-)
-#: Name, text, field of GpuStats, and what makes it base units.
-_OF_DRIVERS: tuple[tuple[str, str, str, float], ...] = (
-    ("gpu_power_watts", "Power draw.", "power_mw", 1e-3),
-    (
-        "gpu_sm_busy_ratio",
-        "Share of the last second or less in which a kernel ran.",
-        "sm_percent",
-        1e-2,
-    ),
-    (
-        "gpu_memory_busy_ratio",
-        "Share of the last second or less in which memory was accessed.",
-        "memory_percent",
-        1e-2,
-    ),
-    ("gpu_memory_used_bytes", "Device memory in use.", "memory_used_bytes", 1),
-    ("gpu_memory_size_bytes", "Device memory there is.", "memory_total_bytes", 1),
-    ("gpu_temperature_celsius", "Temperature.", "temperature_c", 1),
-    ("gpu_sm_clock_hertz", "Clock of the SMs.", "sm_clock_mhz", 1e6),
-)
-_OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
-    ("worker_up", "1 while the worker is joined.", lambda w: w.state is WorkerState.JOINED),
-    ("worker_gpus", "GPUs of the worker that are in use.", lambda w: len(w.gpus)),
-    (
-        "worker_clock_offset_seconds",
-        "The worker's clock less the controller's.",
-        lambda w: w.beat.clock_offset_ns / NS_PER_S,
-    ),
-    (
-        "worker_clock_error_seconds",
-        "Bound of the error of the clock's offset.",
-        lambda w: w.beat.clock_error_ns / NS_PER_S,
-    ),
-    (
-        "worker_transit_seconds",
-        "Expected time from a decision to its receipt by the worker.",
-        lambda w: w.transit.expected_ns / NS_PER_S,
-    ),
-    (
-        "worker_return_seconds",
-        "Expected time from the end of an inference to its report.",
-        lambda w: w.returns.expected_ns / NS_PER_S,
-    ),
-)
-_COUNTED_BY_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
-    ("worker_lost", "Times that the worker was lost.", lambda w: w.times_lost),
-    ("worker_errors", "Actions that the worker answered with an error.", lambda w: w.beat.errors),
-    (
-        "worker_dropped_messages",
-        "Messages that the worker dropped: stale or malformed.",
-        lambda w: w.beat.dropped,
-    ),
-)
 _OF_MODELS: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str], ...] = (
     (CounterMetricFamily, "model_requests_answered", "Answered requests of the architecture."),
     (CounterMetricFamily, "model_requests_in_time", "Requests of it served within their deadline."),
     (GaugeMetricFamily, "model_requests_queued", "Requests that wait for an action."),
     (GaugeMetricFamily, "model_resident", "Copies of weights on GPUs, over all instances."),
 )
-
-
-def _labels(gpu: Gpu) -> tuple[str, str]:
-    return str(gpu.worker.worker_id), str(gpu.gpu_id)
-
-
-def _is_local(worker: Worker) -> bool:
-    return worker.address.removeprefix("tcp://").startswith(_LOCAL)
-
-
-def _process(collector: ProcessCollector) -> tuple[float, float] | None:
-    """CPU seconds and resident bytes; None of a process that is not to be seen from here."""
-    found: dict[str, Any] = {f.name: f.samples[0].value for f in collector.collect()}
-    try:
-        return found["process_cpu_seconds"], found["process_resident_memory_bytes"]
-    except KeyError:
-        return None
