@@ -286,7 +286,7 @@ FAULTS: dict[str, tuple[dict[str, str | bytes], str]] = {
     "index of another kind": ({**SHARDED, INDEX: index("config.json")}, "only .safetensors files"),
     "index of nothing": ({**SHARDED, INDEX: "{}"}, 'no "weight_map"'),
     "index of numbers": ({**SHARDED, INDEX: '{"weight_map": {"a": 1}}'}, "lists 1; only"),
-    "index that is no object": ({**SHARDED, INDEX: "[]"}, 'no "weight_map"'),
+    "index that is a list": ({**SHARDED, INDEX: "[]"}, 'no "weight_map"'),
     "index that is cut short": ({**SHARDED, INDEX: '{"weight_map": {'}, "not a JSON file"),
     "deep index": ({**SHARDED, INDEX: "[" * 100_000}, "not a JSON file"),
     "index that is not text": ({**SHARDED, INDEX: b"\xff"}, "not UTF-8"),

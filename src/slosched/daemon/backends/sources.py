@@ -17,6 +17,7 @@ from torch import nn
 
 from slosched import discovery
 from slosched.config import LIBRARY_PREFIXES, ModelSource, WorkerConfig, canonical_model
+from slosched.daemon.backends.exported_files import read_program
 from slosched.daemon.backends.formats import in_format, takes_images
 from slosched.daemon.backends.libraries import library_spec, library_specs
 from slosched.daemon.backends.pretrained import from_safetensors, in_folder
@@ -198,7 +199,7 @@ def _from_factory(source: ModelSource) -> nn.Module:
 def _from_export(source: ModelSource) -> nn.Module:
     try:
         with Path(source.pt2).open("rb") as file:
-            program = torch.export.load(file)
+            program = read_program(file)
     except Exception as error:
         raise InvalidConfig(
             f"model {source.name!r}: {source.pt2} is not an exported program: {error}"
