@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slosched.config import WorkerConfig
-from slosched.daemon import worker as module
+from slosched.daemon import worker_performer as module
 from slosched.daemon.worker import WorkerServer
 from slosched.functions.payload import decode_result, encode, joined
 from slosched.messages import Call, CallResult

@@ -5,7 +5,7 @@ percentile of start lateness was measured at 60 ms, alone at 23 us. So the loop 
 and polls devices, and nothing in it may take longer than the time until the next start. Longer work is divided:
 a GPU's backend prepares models in slices and copies inputs in pieces, and looks at the due start in between.
 Between two turns the loop asks the backend to pass the time (a GPU's backend spins towards the next start), and
-sleeps if it does not.
+sleeps if it does not. Messages enter by worker_doorway.py, and worker_performer.py does what the brain decides.
 """
 
 from __future__ import annotations
@@ -19,29 +19,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from slosched.addresses import bracketed, parse_bind
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
-from slosched.codes import ActionType
 from slosched.config import WorkerConfig
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.interface import (
-    DropInputs,
-    Effect,
-    EndCall,
-    EvictPages,
-    FromController,
     ModelPrepared,
     Note,
-    PrepareModel,
-    ReleaseModel,
     ToController,
 )
-from slosched.core.worker.kinds import takes_inputs
 from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
-from slosched.daemon.backends.base import Backend, Frame, calls_of, functions_of
+from slosched.daemon.backends.base import Backend, functions_of
 from slosched.daemon.backends.opening import open_backend, shown_device
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
@@ -49,22 +40,12 @@ from slosched.daemon.registration import Registration
 from slosched.daemon.repository.served import ServedRepository
 from slosched.daemon.repository.watch import RepositoryWatch
 from slosched.daemon.watchdog import Watchdog
-from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
+from slosched.daemon.worker_doorway import WorkerDoorway
+from slosched.daemon.worker_performer import WorkerPerformer
+from slosched.errors import DeviceLost, InvalidConfig, PeerUnreachable
 from slosched.messages import (
-    Call,
-    CallNews,
-    CallResult,
-    ChildReply,
-    ChildRequest,
-    ControllerToWorker,
-    ErrorResult,
     GpuStats,
-    Result,
-    SessionMessage,
 )
-from slosched.transport.bundles import ActionBundle, ForWorkers, ResultBundle, with_frames
-from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
-from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import BadMessages, Router, finish_sending
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
@@ -79,12 +60,8 @@ _END_CALLS_NS = 500 * NS_PER_MS
 _REFUSE_NS = 100 * NS_PER_MS
 #: Functions that a worker without models prepares side by side: their cold starts are measured meanwhile.
 _FUNCTIONS_AT_ONCE = 2
-#: Results of calls wait for others for at most this time, and this number of them.
-_HELD_NS = 300_000
-_HELD_AT_MOST = 16
 _LINGER_MS = 500
 _UNREAD = NoBlackbox()
-_OF_CALLS = (CallResult, *get_args(CallNews))
 
 
 class WorkerServer:
@@ -124,19 +101,21 @@ class WorkerServer:
         self.lost = ""  # why the devices are gone, once they are
         self._collector: Collector | None = None
         self.port = self._router.port
-        self._bad = BadMessages(self._announce)
         incarnation = random.SystemRandom().getrandbits(62)
         self._brain = self._make_brain(incarnation)
         if not set(self._backend.loadable).difference(functions_of(backend)):
             self._brain.prepare_at_once(_FUNCTIONS_AT_ONCE)
-        self._calls = calls_of(backend)
-        self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
-        # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.
-        self._outbox: Outbox[bytes, Result | CallNews] = Outbox(
-            self._router.send, ResultBundle, failed=lambda peer, message: None
+        self._performer = WorkerPerformer(
+            backend,
+            self._router,
+            announce=self._announce,
+            prepared=self._model_prepared,
+            clock=clock,
         )
-        self._held = 0  # results of calls in the outbox; -1: there is more in it
-        self._held_until_ns = 0  # they wait until then; 0: they do not
+        self._stepper = Stepper(self._brain, backend.devices, self._performer.perform)
+        self._doorway = WorkerDoorway(
+            self._brain, self._stepper, backend, bad=BadMessages(self._announce)
+        )
         self._registration: Registration | None = None
         try:
             if self._repository is not None:
@@ -269,20 +248,9 @@ class WorkerServer:
         try:
             self._turn()
         finally:  # also if a call to a dead device raised
-            self._flush()
+            # While calls wait for a slot, the slots have work, and results may wait for others.
+            self._performer.flush(at_once=self._stopping or not self._brain.calls_wait)
             self._watch()
-
-    def _flush(self) -> None:
-        """Send what was said, unless it is results of calls alone, which wait a little for others while calls
-        wait for a slot: a message costs more than a call that does nothing, and the slots have work meanwhile.
-        """
-        if 0 < self._held < _HELD_AT_MOST and self._brain.calls_wait and not self._stopping:
-            now = self._clock()
-            self._held_until_ns = self._held_until_ns or now + _HELD_NS
-            if now < self._held_until_ns:
-                return
-        self._held = self._held_until_ns = 0
-        self._outbox.flush()
 
     def _turn(self) -> None:
         """Do what is due, take in what has arrived, and do what follows from it."""
@@ -299,7 +267,7 @@ class WorkerServer:
             fresh = True
         for peer, frames in arrived:
             self._backend.glance()
-            fresh = self._receive(peer, frames, now) or fresh
+            fresh = self._doorway.receive(peer, frames, now_ns=now) or fresh
         repository = self._repository
         if repository is not None and now >= repository.due_ns:
             fresh = repository.turn(self._brain, now_ns=now) or fresh
@@ -316,8 +284,9 @@ class WorkerServer:
         if self._prepared or self._stopping:
             return
         due_ns = self._stepper.next_due_ns()
-        if self._held_until_ns:
-            due_ns = min(self._held_until_ns, self._held_until_ns if due_ns is None else due_ns)
+        held_until_ns = self._performer.held_until_ns
+        if held_until_ns:
+            due_ns = held_until_ns if due_ns is None else min(held_until_ns, due_ns)
         collector = self._collector
         if collector is not None and self._clock() >= collector.due_ns:
             if not self._router.has_input():
@@ -337,7 +306,7 @@ class WorkerServer:
             self._stepper.run_until(now)
         self._brain.shutdown(now_ns=now)
         self._stepper.step(now)
-        self._outbox.flush()
+        self._performer.flush(at_once=True)
         now = self._clock()
         refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
         calls_end = False
@@ -379,11 +348,11 @@ class WorkerServer:
         end_ns = now + _REFUSE_NS
         while now < end_ns:
             for peer, frames in self._router.receive():
-                self._receive(peer, frames, now)
+                self._doorway.receive(peer, frames, now_ns=now)
             for effect in self._brain.schedule(now_ns=now):
                 if isinstance(effect, ToController | Note):  # the others are for the devices
-                    self._perform(effect, now)
-            self._outbox.flush()
+                    self._performer.perform(effect, now)
+            self._performer.flush(at_once=True)
             if not self._router.has_input():
                 waiter.wait(end_ns, at_most_ns=_REFUSE_NS)
                 self._bell.clear()
@@ -398,108 +367,10 @@ class WorkerServer:
             self._registration.close()
         self._bell.close()
 
-    # ---------------------------------------------------------------------------- messages
-
-    def _receive(self, peer: bytes, frames: list[Frame], now: int) -> bool:
-        """True if the brain was given something."""
-        try:
-            if not frames:
-                raise MalformedMessage("an empty message")
-            if total_bytes(frames) > MAX_MESSAGE_BYTES:
-                raise MalformedMessage(
-                    f"a message of {total_bytes(frames)} bytes; {MAX_MESSAGE_BYTES} are allowed"
-                )
-            messages = _with_inputs(decode_for_worker(frames[0]), frames[1:])
-        except MalformedMessage as error:
-            self._brain.note_bad_message()
-            self._bad.note(peer, str(error))
-            return False
-        for message, tensors in messages:
-            self._backend.glance()
-            self._take(peer, message, tensors, now)
-        return True
-
-    def _take(
-        self, peer: bytes, message: ControllerToWorker, tensors: list[Frame], now: int
-    ) -> None:
-        """Give one message to the brain, and keep its frames if the brain wants them."""
-        sizes = tuple([len(frame) for frame in tensors])
-        key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now)
-        if key is None:
-            return
-        if isinstance(message, ChildReply):
-            self._deliver(key, message, tensors)
-        elif tensors and isinstance(message, Call) and self._calls is not None:
-            self._calls.keep(key, tensors)
-        elif tensors:
-            self._backend.keep_inputs(key, tensors)
-
-    def _deliver(self, key: int, message: ChildReply, frames: list[Frame]) -> None:
-        """Before the brain lets the call go on, which it does in the step that follows."""
-        if self._calls is not None:
-            self._calls.deliver(
-                key, message.child, code=message.code, reason=message.reason, frames=frames
-            )
-
-    def _perform(self, effect: Effect, now: int) -> None:
-        if isinstance(effect, ToController):
-            message = effect.message
-            frames: list[Frame] = []
-            if isinstance(message, ChildRequest):
-                if self._calls is not None and message.input_size and effect.output_of is not None:
-                    frames.append(self._calls.payload(effect.output_of, message.child))
-            elif effect.output_of is not None:
-                sizes = getattr(message, "output_sizes", ())
-                frames.extend(self._backend.take_outputs(effect.output_of, sizes))
-            self._backend.glance()
-            if isinstance(message, SessionMessage) and self._may_gather(message):
-                self._outbox.put(effect.peer, message, frames)
-                alone = self._held >= 0 and isinstance(message, CallResult)
-                self._held = self._held + 1 if alone else -1
-            else:
-                self._outbox.send(effect.peer, message, frames)
-        elif isinstance(effect, DropInputs):
-            self._backend.drop_inputs(effect.action_id)
-        elif isinstance(effect, EvictPages):
-            self._backend.evict(effect.gpu_id, effect.model_id)
-        elif isinstance(effect, PrepareModel):
-            self._backend.prepare(effect, done=self._model_prepared)
-        elif isinstance(effect, ReleaseModel):
-            self._backend.release(effect)
-        elif isinstance(effect, EndCall):
-            if self._calls is not None:
-                self._calls.end(effect.action_id, effect.reason)
-        elif isinstance(effect, Note):
-            self._announce(effect.text)
-
-    def _may_gather(self, message: SessionMessage) -> bool:
-        """Whether a result may wait until the turn of the loop ends.
-
-        A real device's go out at once: its next operation may take longer than a send.
-        """
-        if isinstance(message, ErrorResult):
-            return self._backend.exact or message.action_type == ActionType.CALL
-        return self._backend.exact or isinstance(message, _OF_CALLS)
-
     def _model_prepared(self, event: ModelPrepared) -> None:
         """Called in the thread that prepared the model; the loop continues with it."""
         self._prepared.append(event)
         self._bell.ring()
-
-
-def _with_inputs(
-    message: ForWorkers, frames: list[Frame]
-) -> list[tuple[ControllerToWorker, list[Frame]]]:
-    """Each message with its own frames. Raises MalformedMessage if they do not belong to it."""
-    messages: list[tuple[ControllerToWorker, list[Frame]]]
-    if isinstance(message, ActionBundle):
-        messages = [*with_frames(message.actions, message.frames, frames)]
-    else:
-        messages = [(message, frames)]
-    for each, its in messages if frames else ():
-        if its and not takes_inputs(each):
-            raise MalformedMessage(f"{type(each).__name__} with {len(its)} frame(s) behind it")
-    return messages
 
 
 class _Bell:
