@@ -236,15 +236,18 @@ def draw(cells: Sequence[Cell], out: Path) -> Path:
             left.annotate(
                 f"{p.setting:g}" + (" (default)" if chosen else ""),
                 (age, p.cost),
-                xytext=(7, 5),
+                xytext=(-7, -5) if chosen else (7, 5),
                 textcoords="offset points",
+                ha="right" if chosen else "left",
+                va="top" if chosen else "baseline",
                 fontweight="bold" if chosen else "normal",
                 color=style.INK,
             )
         left.text(
-            max(ages),
+            0.99,
             MAY_COST,
-            "what the default may cost",
+            "what the default\nmay cost",
+            transform=left.get_yaxis_transform(),
             color=style.PALE,
             fontsize=9,
             ha="right",

@@ -101,7 +101,7 @@ def draw(curves: Sequence[Curve], out: Path) -> Path:
         figure = style.Figure(figsize=(9.6, 3.8), layout="constrained")
         panels = figure.subplots(1, len(PROFILES), sharey=True)
         for ax, profile in zip(panels, PROFILES, strict=True):
-            ax.set_title(f"{profile}")
+            ax.set_title(f"Profile {profile}")
             for c in (c for c in curves if c.profile == profile):
                 place = SLOS_MS.index(c.slo_ms)
                 ax.plot(

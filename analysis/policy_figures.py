@@ -107,8 +107,10 @@ def draw_timeline() -> None:
         ax.set_ylim(-0.45, GPUS + 1.0)
         ax.set_yticks([*range(GPUS), GPUS + 0.43])
         ax.set_yticklabels([*(f"GPU {GPUS - 1 - lane}" for lane in range(GPUS)), "arrivals"])
-        ax.set_xlabel("ms")
-        ax.set_title("Batches of three models, when each was decided (dots), who was refused (x)")
+        ax.set_xlabel("Time (ms)")
+        ax.set_title(
+            "Three models (colours) on two GPUs: batches and sizes; dot: decided; cross: refused"
+        )
         style.save(figure, OUT, "timeline")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slosched.analysis.style import COLOURS, INK, PALE, Figure, FuncFormatter, look, save
+from slosched.analysis.style import COLOURS, INK, PALE, Figure, look, save, write_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,11 @@ def draw_ladder(bars: Sequence[Bar], path: Path, *, device: str) -> list[Path]:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlim(right=6 * max(max(each.ms, each.most_ms) for each in bars))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.set_xlabel("ms: median, and the least and the most as a line")
-        axes.set_title(f"The ladder of cold starts, {device}")
+        write_out(axes.xaxis)
+        axes.set_xlabel(
+            "Time (ms): the bar is the median, the line goes from the least to the most"
+        )
+        axes.set_title(f"The ladder of cold starts, {device.upper()}")
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside lower center", ncols=len(groups))
         return save(figure, path.parent, path.name)

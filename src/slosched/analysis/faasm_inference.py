@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.legends import legend_below, look_of, size_with_legend
-from slosched.analysis.style import INK, Figure, FuncFormatter, look, save
+from slosched.analysis.style import INK, Figure, look, save, write_out
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,6 @@ class Cdf:
     latencies_ms: Sequence[float]
     count: int
 
-
-_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
-#: Between powers of ten, the ticks at 2 and 5 have numbers.
-_FEW = FuncFormatter(lambda value, _: f"{value:,.10g}" if f"{value:e}"[0] in "25" else "")
 
 #: (achieved throughput per s, median in ms), in the order of the rates.
 Curve = Sequence[tuple[float, float]]
@@ -45,11 +41,10 @@ def draw_throughput(
                 colour, marker = look_of(names.index(name))
                 axes.plot(*zip(*curve, strict=True), color=colour, marker=marker, label=name)
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(_PLAIN)
-            axes.yaxis.set_minor_formatter(_FEW)
+            write_out(axes.yaxis)
             axes.set_xlim(left=0)
-            axes.set_xlabel("answers per s, achieved")
-            axes.set_ylabel("median latency, ms")
+            axes.set_xlabel("Answers per second, achieved")
+            axes.set_ylabel("Median latency (ms)")
             axes.set_title(title)
         _legend(figure, places, names, note)
         return save(figure, path.parent, path.name)
@@ -80,11 +75,11 @@ def draw_cdfs(panels: Mapping[str, Mapping[str, Cdf]], path: Path, *, note: str 
                     label=name,
                 )
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(_PLAIN)
+            write_out(axes.xaxis)
             axes.set_xlim(least / 1.3, 1.3 * largest)
             axes.set_ylim(0, 1.02)
-            axes.set_xlabel("latency from the intended time, ms")
-            axes.set_ylabel("share of requests")
+            axes.set_xlabel("Latency from the intended time (ms)")
+            axes.set_ylabel("Share of requests")
             axes.set_title(title)
         _legend(figure, places, names, note)
         return save(figure, path.parent, path.name)
@@ -101,7 +96,7 @@ def _panels(count: int, names: Sequence[str]) -> tuple[Any, list[Any]]:
     places = [axes for row in grid for axes in row]
     for place, axes in enumerate(places):
         axes.set_visible(place < count)
-        axes.tick_params(labelbottom=True, labelleft=True)
+        axes.tick_params(which="both", labelbottom=True, labelleft=True)
     return figure, places[:count]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from slosched.analysis.style import COLOURS, MARKERS, PALE, Figure, look, save
+from slosched.analysis.style import COLOURS, MARKERS, PALE, Figure, look, save, write_out
 
 #: Values of each repeat at a place on the x axis.
 Points = Sequence[tuple[int, Sequence[float]]]
@@ -38,8 +38,9 @@ def draw_durations(
         _lines(axes, series, order)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        write_out(axes.yaxis)
         _size_ticks(axes, sorted({x for points in series.values() for x, _ in points}))
-        axes.set_ylabel("ms")
+        axes.set_ylabel("Duration (ms)")
         axes.set_title(f"A @ B by {calls} calls and by one process")
         _legend(figure, axes)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
@@ -54,9 +55,10 @@ def draw_splits(
         axes = figure.subplots()
         _lines(axes, series, order)
         axes.set_yscale("log")
+        write_out(axes.yaxis)
         axes.set_xticks(range(len(_CALLS)), [f"{n}\n{calls}" for n, calls in enumerate(_CALLS)])
-        axes.set_xlabel("splits, and calls")
-        axes.set_ylabel("ms")
+        axes.set_xlabel("Splits, and below them the number of calls")
+        axes.set_ylabel("Duration (ms)")
         axes.set_title(f"What dividing costs, {size:,} rows")
         _legend(figure, axes)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
@@ -92,10 +94,11 @@ def draw_bytes(
             axes.set_xscale("log")
             _size_ticks(axes, [size for size, _ in most])
         left.set_yscale("log")
+        write_out(left.yaxis)
         left.set_ylabel("MB moved")
         left.set_title("Between calls and the store")
         right.set_ylim(0, 1.05)
-        right.set_ylabel("pulled, of all that is read")
+        right.set_ylabel("Part of what is read that is pulled")
         right.set_title("What was not there already")
         if none:
             text = (
@@ -130,7 +133,7 @@ def _size_ticks(axes: Any, sizes: Sequence[int]) -> None:
     shown = [size for n, size in enumerate(sizes) if not n or n == len(sizes) - 1 or _far(sizes, n)]
     axes.set_xticks(shown, [f"{each:,}" for each in shown])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("rows of the matrices")
+    axes.set_xlabel("Rows of the matrices")
 
 
 def _far(sizes: Sequence[int], place: int) -> bool:

@@ -91,10 +91,10 @@ def _curves(
         ax.axhline(target, color="#8a8a8a", linewidth=1.0, linestyle=":")
         ax.annotate(
             "target",
-            (0.01 if by_time else 0.99, target),
+            (0.01, target),
             xycoords=("axes fraction", "data"),
-            ha="left" if by_time else "right",
-            va="bottom",
+            ha="left",
+            va="top",  # the losses begin above it, so there is room at the left
             fontsize=8.5,
             color="#8a8a8a",
         )
@@ -102,7 +102,10 @@ def _curves(
     ax.set_ylabel("Loss (root of the mean hinge)")
     ax.set_title(f"{most} workers")
     if by_time:
+        from slosched.analysis import style
+
         ax.set_xscale("log")
+        style.write_out(ax.xaxis)
 
 
 def _against_workers(

@@ -121,6 +121,7 @@ def _draw_panel(ax: Any, panel: Panel, names: Sequence[str], labels: dict[str, s
                 )
     if log:
         ax.set_yscale("log")
+        style.write_out(ax.yaxis)
     if panel.level is not None:
         ax.axhline(panel.level, color=style.PALE, linestyle="--", linewidth=0.9)
     if panel.percent:

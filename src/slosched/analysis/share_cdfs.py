@@ -128,7 +128,10 @@ def _draw_cdf(ax: Any, curves: Mapping[str, Sequence[float]], labels: Mapping[st
         ax.plot([values[0], *values], [0.0, *shares], drawstyle="steps-post", color=look_of(place)[0],
                 linewidth=1.5, linestyle=("-", "--", ":", "-.")[place // 7 % 4], label=label)  # fmt: skip
     if min(values_of_all) > 0 and max(values_of_all) / min(values_of_all) > 20:
+        from slosched.analysis.style import write_out
+
         ax.set_xscale("log")
+        write_out(ax.xaxis)
     ax.set_ylim(0, 1.03)
 
 

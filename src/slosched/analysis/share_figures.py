@@ -204,7 +204,10 @@ def _latency_axis(ax: Any, values: Sequence[float]) -> None:
     """From 0, or by powers of ten where short and long jobs are together."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 30:
+        from slosched.analysis.style import write_out
+
         ax.set_yscale("log")
+        write_out(ax.yaxis)
     else:
         ax.set_ylim(0, 1.08 * high if high > 0 else 1.0)
     ax.set_ylabel("Latency (ms)")
@@ -238,7 +241,7 @@ def draw_lanes(lanes: Sequence[Lane], out: Path, stem: str, *, title: str) -> Dr
         ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.set_yticks(range(len(shown)), labels)
         ax.set_xlim(begin_s, end_s)
-        ax.set_xlabel("Time from the begin of the window (s)")
+        ax.set_xlabel("Time since the window began (s)")
         more = f" ({len(shown)} of {len(used)} jobs)" if len(used) > len(shown) else ""
         ax.set_title(
             f"{fitting(figure, title + more)}\nthin: waiting; thick: running; hatched: paused for another job",
@@ -322,7 +325,7 @@ def draw_queues(
             ax.yaxis.set_major_locator(style.WholeLocator(4, integer=True))
             ax.set_title(short(queue.name, 60), fontsize=10, loc="left")
         axes[-1].set_xlim(0, end_s)
-        axes[-1].set_xlabel("Time from the begin of the window (s)")
+        axes[-1].set_xlabel("Time since the window began (s)")
         figure.supylabel("Requests that wait", fontsize=10)
         more = f" ({len(shown)} of {len(queues)} jobs)" if len(queues) > len(shown) else ""
         if any(len(queue.at_s) > MOST_STEPS for queue in shown):
@@ -402,7 +405,7 @@ def draw_power(
             if wide and min(times_s) <= middle <= max(times_s):
                 ax.text(middle, 1.1 * top, phase.name, ha="center", color=style.PALE, fontsize=9)
         ax.set_xlim(min(times_s), max(times_s) if len(times_s) > 1 else min(times_s) + 1)
-        ax.set_xlabel("Time from the begin of the window (s)")
+        ax.set_xlabel("Time since the window began (s)")
         ax.set_ylabel("Power (W)")
         ax.set_title(fitting(figure, title))
         legend_below(figure, ax, names)

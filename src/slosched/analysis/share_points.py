@@ -274,6 +274,7 @@ def draw_knob(
                 ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
         if all(p.knob > 0 for p in shown) and len({p.knob for p in shown}) > 1:
             left.set_xscale("log")
+            style.write_out(left.xaxis)
         left.set_xlabel(knob)
         left.set_title("What the knob does to both jobs")
         figure.legend(handles, names, loc="outside lower left", ncols=2)
@@ -357,12 +358,10 @@ def _fit_text(fit: Fit | None, points: int) -> str:
     if fit is None:
         return "no line: the points do not differ in their boundaries"
     if not math.isfinite(fit.a_half):
-        return (
-            f"{1000 * fit.a:.3g} us a boundary + {fit.b:.3g} ms, from {points} points: no interval"
-        )
+        return f"{1000 * fit.a:.3g} us for each boundary, {fit.b:+.3g} ms, from {points} points: no interval"
     return (
-        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us a boundary {fit.b:+.3g} ± {fit.b_half:.2g} ms "
-        f"(95 %, {points} points)"
+        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us for each boundary, "
+        f"{fit.b:+.3g} ± {fit.b_half:.2g} ms (95 %, {points} points)"
     )
 
 

@@ -131,6 +131,18 @@ def svg_of(figure: Any) -> str:
     return drawn.getvalue()
 
 
+def write_out(axis: Any) -> None:
+    """Number a logarithmic axis as 0.1, 10, 1,000, and over less than two powers of ten as 20 and 50 too."""
+
+    def between(value: float, _: int) -> str:
+        low, high = axis.get_view_interval()
+        shown = high < 100 * low and f"{value:e}"[0] in "25"
+        return f"{value:,.10g}" if shown else ""
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(FuncFormatter(between))
+
+
 def shade(place: int, places: int) -> str:
     """The colour of `place` among `places` that have an order (SLOs, rates): from pale to deep."""
     share = 0.15 + 0.75 * (place / (places - 1) if places > 1 else 0.6)

@@ -265,7 +265,7 @@ def _draw_modes(
     panels = [
         panel("Throughput", "requests/s", lambda job: job.throughput_per_s),
         panel(
-            "p99 (the maximum below 100)",
+            "p99 (the maximum of fewer than 100)",
             "ms",
             lambda job: job.latency.p99_ms if job.latency else None,
         ),

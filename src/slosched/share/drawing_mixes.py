@@ -91,7 +91,7 @@ def draw_dedicated(runs: Sequence[FoundRun], mode: Mode, out: Path, stem: str) -
         )
 
     panels = [
-        panel("Until the work is done", "s", 0),
+        panel("Time until the work is done", "s", 0),
         panel("GPU time", "GPU s", 1),
         panel("Energy while GPUs work", "kJ", 2),
         panel("Embodied carbon", "g CO2e", 3),
