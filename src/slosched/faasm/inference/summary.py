@@ -210,8 +210,8 @@ def _draw_throughput(frame: Frame, loads: Sequence[Record], records: Sequence[Re
 
 def _note(records: Sequence[Record]) -> str:
     first = records[0]
+    instances = "1 instance" if first["instances"] == 1 else f"{first['instances']} instances"
     return (
-        f"MobileNet v1 ({first['network']}, random weights) on {first['device']}, {first['instances']} "
-        "instance(s); "
+        f"MobileNet v1 ({first['network']}, random weights) on {str(first['device']).upper()}, {instances}; "
         "container starts are EMULATED"
     )
