@@ -73,6 +73,7 @@ class FakeRunning(Running):
 
 class FakeCaller(NamedTuple):
     name: str
+    regions: Regions
 
 
 class FakeService:
@@ -99,7 +100,7 @@ class FakeService:
     def caller(self, authorization: str) -> Caller:
         if self.token and authorization != f"Bearer {self.token}":
             raise FrontError(Status.UNAUTHENTICATED, "give a token")
-        return cast(Caller, FakeCaller(authorization))
+        return cast(Caller, FakeCaller(authorization, self.regions))
 
     def begin(self, asked: Asked, caller: Caller, on_end: OnEnd) -> Running:
         self.asked.append(asked)
@@ -164,7 +165,7 @@ class FakeService:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def model_ready(self, name: str, version: str) -> bool:
+    async def model_ready(self, name: str, version: str, caller: object) -> bool:
         return name == "echo" and version in ("", "1")
 
     def server_metadata(self) -> dict[str, Any]:
@@ -183,13 +184,13 @@ class FakeService:
     async def model_config(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return {"name": name, "max_batch_size": 4, "version": version}
 
-    async def statistics(self, name: str, version: str) -> dict[str, Any]:
+    async def statistics(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return {"model_stats": [{"name": name, "version": version}]}
 
-    async def index(self, *, ready: bool) -> Sequence[dict[str, Any]]:
+    async def index(self, caller: object, *, ready: bool) -> Sequence[dict[str, Any]]:
         return [{"name": "echo", "state": "READY", "ready": ready}]
 
-    def metrics(self) -> bytes:
+    def metrics(self, caller: object) -> bytes:
         return b"gateway_requests 3\n"
 
     async def load(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None:

@@ -30,6 +30,7 @@ class Named:
     """A caller."""
 
     name: str
+    regions: Regions
 
 
 class Begun:
@@ -67,7 +68,7 @@ class EchoService:
     def caller(self, authorization: str) -> Named:
         if self.needs_token and authorization != TOKEN:
             raise FrontError(Status.UNAUTHENTICATED, "a token is needed, or this one is unknown")
-        return Named("client")
+        return Named("client", self.regions)
 
     def begin(self, asked: Asked, caller: Any, on_end: OnEnd) -> Running:
         assert caller.name == "client"
@@ -135,7 +136,7 @@ class EchoService:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def model_ready(self, name: str, version: str) -> bool:
+    async def model_ready(self, name: str, version: str, caller: object) -> bool:
         return (name, version) == ("echo", "")
 
     def server_metadata(self) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class EchoService:
     async def model_config(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return self._document(name, "config")
 
-    async def statistics(self, name: str, version: str) -> dict[str, Any]:
+    async def statistics(self, name: str, version: str, caller: object) -> dict[str, Any]:
         return self._document(name, "statistics")
 
     def _document(self, name: str, kind: str) -> dict[str, Any]:
@@ -155,11 +156,11 @@ class EchoService:
             raise FrontError(Status.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
         return self.documents[kind]
 
-    async def index(self, *, ready: bool) -> Sequence[dict[str, Any]]:
+    async def index(self, caller: object, *, ready: bool) -> Sequence[dict[str, Any]]:
         models = [{"name": "echo", "version": "1", "state": "READY", "reason": ""}]
         return models if ready else [*models, {"name": "other"}]
 
-    def metrics(self) -> bytes:
+    def metrics(self, caller: object) -> bytes:
         return b""
 
     async def load(self, name: str, parameters: Mapping[str, Any], caller: Any) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from slosched.errors import InvalidConfig
 from slosched.fronts import callers
-from slosched.fronts.callers import Caller, Callers, Quota, read_tokens
+from slosched.fronts.callers import Caller, Callers, Parted, Quota, read_tokens
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.sessions import Session
+from slosched.gpu_profile import canonical_model
 
 TOKEN = "correct-horse"
 
@@ -124,7 +125,7 @@ def test_the_file_is_read_again_and_a_faulty_one_changes_nothing(tmp_path: Path)
     assert status_of(before.quota.take, 1, 0) is Status.RESOURCE_EXHAUSTED
     file(tmp_path, '[tokens.b]\ntoken = "third-one"\nweight = 3\n')
     heavier = who.caller("Bearer third-one")
-    assert who.read() == []  # none of them has a session
+    assert who.read() == [Parted(None, None), Parted(None, before.regions)]  # none has a session
     assert before.gone and status_of(before.check) is Status.UNAUTHENTICATED
     assert who.caller("Bearer third-one") is heavier and heavier.row.weight == 3
     heavier.check()
@@ -210,10 +211,14 @@ def test_a_slow_quota_lets_one_request_through_at_a_time(monkeypatch: pytest.Mon
 
 
 def test_a_token_may_be_for_some_models_and_not_manage_them(tmp_path: Path) -> None:
-    path = file(
-        tmp_path, f'[tokens.a]\ntoken = "{TOKEN}"\nmodels = ["toy"]\nmanage_models = false\n'
-    )
-    caller = Callers(str(path), opened).caller(f"Bearer {TOKEN}")
-    caller.check_model("toy")
-    assert status_of(caller.check_model, "other") is Status.PERMISSION_DENIED
-    assert status_of(caller.check_manages) is Status.PERMISSION_DENIED
+    path = file(tmp_path, f'[tokens.a]\ntoken = "{TOKEN}"\nmodels = ["toy", "resnet50"]\n')
+    who = Callers(str(path), opened)
+    caller = who.caller(f"Bearer {TOKEN}")
+    assert caller.may_use("toy") and not caller.may_use("other") and not caller.may_use("")
+    assert caller.may_use(canonical_model("resnet50"))
+    assert status_of(caller.check_operator) is Status.PERMISSION_DENIED
+    file(tmp_path, f'[tokens.a]\ntoken = "{TOKEN}"\nmodels = []\noperator = true\n')
+    who.read()
+    assert not caller.may_use("toy")
+    caller.check_operator()
+    Callers("", opened).everyone.check_operator()

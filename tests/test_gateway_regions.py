@@ -14,7 +14,7 @@ import pytest
 
 from slosched.fronts.asked import RegionPart
 from slosched.fronts.errors import FrontError, Status
-from slosched.fronts.regions import FOLDER, Regions
+from slosched.fronts.regions import FOLDER, Regions, Room
 
 KEY = "memory"
 
@@ -200,7 +200,7 @@ def test_regions_leave_files_for_connections(
     refused(Status.RESOURCE_EXHAUSTED, words, regions.register, "more", KEY, 0, 1)
     regions.unregister("0")
     regions.register("more", KEY, 0, 1)
-    assert Regions.MOST == 1024
+    assert Room.MOST == 1024
 
 
 def test_it_can_be_off(folder: Path) -> None:

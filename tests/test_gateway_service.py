@@ -46,7 +46,9 @@ def test_a_batch_is_as_many_requests_and_one_answer() -> None:
                     assert len(output.data) == 8 * rows and answer.in_time
                 assert len(controller.of(InferRequest)) == 4
                 assert nothing_is_held(serving)
-                stats = (await serving.statistics("toy", ""))["model_stats"][0]
+                stats = (await serving.statistics("toy", "", serving.callers.everyone))[
+                    "model_stats"
+                ][0]
                 assert stats["inference_count"] == 4
                 assert stats["inference_stats"]["success"]["count"] == 2
 
@@ -92,7 +94,9 @@ def test_each_code_of_the_controller_has_its_status_and_a_refusal_its_prediction
                     expired = error.text.startswith("Request timeout expired")
                     assert expired == (code == Code.TIMED_OUT or code.name.endswith("_TOO_LATE"))
                 assert nothing_is_held(serving)
-                stats = (await serving.statistics("toy", ""))["model_stats"][0]
+                stats = (await serving.statistics("toy", "", serving.callers.everyone))[
+                    "model_stats"
+                ][0]
                 assert stats["inference_stats"]["fail"]["count"] == len(CODES)
 
     run(work())
@@ -116,7 +120,7 @@ def test_a_client_that_leaves_cancels_every_row_at_the_controller() -> None:
                 waiting.cancel()
                 await until(lambda: len(controller.of(CancelRequest)) == 4)
                 assert nothing_is_held(serving)
-                text = serving.metrics().decode()
+                text = serving.metrics(serving.callers.everyone).decode()
                 assert 'status="cancelled",token=""} 2.0' in text
 
     run(work())
@@ -191,7 +195,7 @@ def test_an_answer_that_is_late_is_an_answer() -> None:
                 answer = await ends.of(asked(slo_ns=1_000_000))
                 assert isinstance(answer, Answered) and not answer.in_time
                 assert answer.latency_ns > answer.slo_ns == 1_000_000
-                assert 'status="late"' in serving.metrics().decode()
+                assert 'status="late"' in serving.metrics(serving.callers.everyone).decode()
 
     run(work())
 
@@ -259,8 +263,7 @@ def test_outputs_go_into_the_regions_where_they_are_wanted() -> None:
         with Controller() as controller:
             async with service(controller.address) as serving:
                 ends, memory = Ends(serving), _Memory()
-                serving.regions.close()
-                serving.regions = memory  # type: ignore[assignment]
+                serving.callers.everyone.regions = memory  # type: ignore[assignment]
                 part = RegionPart("mine", 16, 100)
                 answer = await ends.of(asked(2, wanted=(Wanted("output", part),)))
                 assert isinstance(answer, Answered) and answer.outputs == ()
@@ -281,8 +284,8 @@ def test_outputs_go_into_the_regions_where_they_are_wanted() -> None:
 def tokens(folder: Path) -> str:
     path = folder / "tokens.toml"
     path.write_text(
-        '[tokens.fast]\ntoken = "fast-token"\nweight = 2.5\n'
-        '[tokens.slow]\ntoken = "slow-token"\nin_flight = 2\nmodels = ["toy"]\nmanage_models = false\n'
+        '[tokens.fast]\ntoken = "fast-token"\nweight = 2.5\noperator = true\n'
+        '[tokens.slow]\ntoken = "slow-token"\nin_flight = 2\nmodels = ["toy"]\n'
     )
     path.chmod(0o600)
     return str(path)
@@ -314,15 +317,15 @@ def test_each_token_has_a_session_with_its_name_and_weight_and_its_quota(tmp_pat
                 for each in running:
                     each.cancel()
                 error = await limited.of(asked(model="other"))
-                assert isinstance(error, FrontError) and error.status is Status.PERMISSION_DENIED
+                assert isinstance(error, FrontError) and error.status is Status.NOT_FOUND
                 status, _ = await status_of(serving.unload("toy", {}, slow))
                 assert status is Status.PERMISSION_DENIED
                 for tells in (serving.model_metadata, serving.model_config):  # which load, too
                     status, _ = await status_of(tells("other", "", slow))
-                    assert status is Status.PERMISSION_DENIED
+                    assert status is Status.NOT_FOUND
                     assert (await tells("toy", "", slow))["name"] == "toy"
                 assert "other" not in loads(controller) and nothing_is_held(serving)
-                text = serving.metrics().decode()
+                text = serving.metrics(serving.callers.everyone).decode()
                 assert 'model="toy",status="ok",token="fast"} 2.0' in text
 
     run(work())

@@ -51,8 +51,8 @@ def test_a_version_that_was_unloaded_by_its_number_is_loaded_by_no_request() -> 
                     assert await _version(ends, version="2") == ""
                     assert await _version(ends, model="toy:2") == ""
                     assert await _version(ends) == "1"
-                    assert not await serving.model_ready("toy", "2")
-                    assert await serving.model_ready("toy", "")
+                    assert not await serving.model_ready("toy", "2", serving.callers.everyone)
+                    assert await serving.model_ready("toy", "", serving.callers.everyone)
                     await serving.models.look()
                 assert loads(controller) == ["toy:2", "toy:1"]
                 controller.offers = ("toy:1", "toy:2", "toy:3")
@@ -90,7 +90,7 @@ def test_with_explicit_control_a_request_loads_no_other_version_of_what_is_loade
                 assert await _version(ends) == ""
                 await _load(serving, "toy:1")
                 assert await _version(ends) == "1" and await _version(ends, version="2") == ""
-                assert not await serving.model_ready("toy", "2")
+                assert not await serving.model_ready("toy", "2", serving.callers.everyone)
                 await serving.models.look()
                 assert await _version(ends) == "1"
                 assert loads(controller) == ["toy:1"]
@@ -165,7 +165,7 @@ def test_a_version_is_not_given_up_before_the_session_that_loads_it_holds_it(
 ) -> None:
     async def work() -> None:
         path = tmp_path / "tokens.toml"
-        path.write_text('[tokens.a]\ntoken = "a-token-of-a"\n')
+        path.write_text('[tokens.a]\ntoken = "a-token-of-a"\noperator = true\n')
         with Controller(("toy:1",)) as controller:
             async with service(controller.address, tokens=str(path)) as serving:
                 caller = serving.callers.caller("Bearer a-token-of-a")

@@ -49,11 +49,11 @@ def test_an_unknown_model_and_version_are_told_apart() -> None:
                 error = await ends.of(asked(model="toy:2", version="10"))
                 assert isinstance(error, FrontError) and error.status is Status.INVALID_ARGUMENT
                 assert loads(controller) == []
-                assert await serving.model_ready("toy", "") and await serving.model_ready(
-                    "toy", "2"
-                )
-                assert not await serving.model_ready("toy", "3")
-                assert not await serving.model_ready("nope", "")
+                assert await serving.model_ready(
+                    "toy", "", serving.callers.everyone
+                ) and await serving.model_ready("toy", "2", serving.callers.everyone)
+                assert not await serving.model_ready("toy", "3", serving.callers.everyone)
+                assert not await serving.model_ready("nope", "", serving.callers.everyone)
 
     run(work())
 
@@ -107,7 +107,10 @@ def test_a_version_that_is_taken_back_gives_way_to_the_one_before() -> None:
                 await until(lambda: serving.models.ready_versions("toy") == ["1"])
                 answer = await ends.of(asked())
                 assert isinstance(answer, Answered) and answer.version == "1"
-                assert [row["version"] for row in await serving.index(ready=False)] == ["1"]
+                assert [
+                    row["version"]
+                    for row in await serving.index(serving.callers.everyone, ready=False)
+                ] == ["1"]
 
     run(work())
 
@@ -123,7 +126,7 @@ def test_a_newer_version_that_fails_leaves_the_old_one_serving() -> None:
                 await until(lambda: "toy:2" in loads(controller))
                 answer = await ends.of(asked())
                 assert isinstance(answer, Answered) and answer.version == "1"
-                rows = await serving.index(ready=False)
+                rows = await serving.index(serving.callers.everyone, ready=False)
                 [failed] = [row for row in rows if row.get("version") == "2"]
                 assert failed["state"] == "UNAVAILABLE" and "no model" in failed["reason"]
 
@@ -140,17 +143,19 @@ def test_after_an_unload_requests_load_nothing_until_a_load() -> None:
                 error = await ends.of(asked())
                 assert isinstance(error, FrontError) and error.status is NOT_FOUND
                 assert error.text == "Request for unknown model: 'toy' has no available versions"
-                assert not await serving.model_ready("toy", "")
+                assert not await serving.model_ready("toy", "", serving.callers.everyone)
                 await until(lambda: unloads(controller) == ["toy"])
                 assert {
                     "name": "toy",
                     "version": "1",
                     "state": "UNAVAILABLE",
                     "reason": "unloaded",
-                } in (await serving.index(ready=False))
+                } in (await serving.index(serving.callers.everyone, ready=False))
                 await serving.load("toy", {}, who)
                 assert isinstance(await ends.of(asked()), Answered)
-                assert [row["name"] for row in await serving.index(ready=True)] == ["toy"]
+                assert [
+                    row["name"] for row in await serving.index(serving.callers.everyone, ready=True)
+                ] == ["toy"]
                 await serving.unload("nope", {}, who)  # as Triton: it is not there afterwards
                 status, text = await status_of(serving.load("nope", {}, who))
                 assert status is Status.INTERNAL
@@ -172,11 +177,13 @@ def test_in_explicit_mode_load_alone_loads() -> None:
                 error = await ends.of(asked())
                 assert isinstance(error, FrontError)
                 assert error.text == "Request for unknown model: 'toy' is not found"
-                assert not await serving.model_ready("toy", "")
+                assert not await serving.model_ready("toy", "", serving.callers.everyone)
                 await until(lambda: serving.models.ready_versions("other"))
                 await serving.load("toy", {}, serving.caller(""))
                 assert isinstance(await ends.of(asked()), Answered)
-                assert {"name": "toy"} not in await serving.index(ready=False)
+                assert {"name": "toy"} not in await serving.index(
+                    serving.callers.everyone, ready=False
+                )
                 assert sorted(loads(controller)) == ["other", "toy"]
 
     run(work())
@@ -186,15 +193,22 @@ def test_statistics_load_nothing_and_name_what_is_not_there() -> None:
     async def work() -> None:
         with Controller() as controller:
             async with service(controller.address) as serving:
-                status, text = await status_of(serving.statistics("toy", ""))
+                status, text = await status_of(
+                    serving.statistics("toy", "", serving.callers.everyone)
+                )
                 assert (status, text) == (
                     Status.INVALID_ARGUMENT,
                     "requested model 'toy' is not available",
                 )
                 await Ends(serving).of(asked())
-                status, text = await status_of(serving.statistics("toy", "7"))
+                status, text = await status_of(
+                    serving.statistics("toy", "7", serving.callers.everyone)
+                )
                 assert text == "requested model version is not available for model 'toy'"
-                assert len((await serving.statistics("", ""))["model_stats"]) == 1
+                assert (
+                    len((await serving.statistics("", "", serving.callers.everyone))["model_stats"])
+                    == 1
+                )
                 assert loads(controller) == ["toy"]
 
     run(work())
@@ -290,7 +304,10 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
                 await until(lambda: loads(controller) == ["toy", "toy"])
                 await until(serving.ready)
                 assert isinstance(await ends.of(asked()), Answered)
-                assert "slosched_gateway_controller_restarts 1.0" in serving.metrics().decode()
+                assert (
+                    "slosched_gateway_controller_restarts 1.0"
+                    in serving.metrics(serving.callers.everyone).decode()
+                )
 
                 def eight() -> bool:  # what the new controller says of the model holds
                     form = serving.models.ready[0].form
@@ -379,7 +396,7 @@ def test_while_no_worker_has_joined_no_model_is_called_unknown() -> None:
             async with service(controller.address, load=("toy",)) as serving:
                 error = await Ends(serving).of(asked())
                 assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
-                assert await serving.index(ready=False) == []
+                assert await serving.index(serving.callers.everyone, ready=False) == []
                 controller.offers = ("toy",)
                 await until(lambda: serving.models.ready_versions("toy"))
 
@@ -417,7 +434,7 @@ def test_without_a_gpu_the_gateway_is_not_ready() -> None:
                 await until(serving.ready)
                 controller.ready = False
                 await until(lambda: not serving.ready())
-                assert not await serving.model_ready("toy", "")
+                assert not await serving.model_ready("toy", "", serving.callers.everyone)
 
     run(work())
 

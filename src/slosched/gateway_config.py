@@ -75,8 +75,8 @@ class GatewayConfig:
     tokens: Annotated[
         str,
         Option(
-            help="TOML file of bearer tokens, each with a name, a weight and quotas; other clients get 401. "
-            "Default: none is needed.",
+            help="TOML file of bearer tokens, each with a name, a weight and quotas, which each gateway counts "
+            "for itself; other clients get 401. Default: none is needed.",
             metavar="FILE",
             panel=ADMISSION,
         ),

@@ -6,10 +6,11 @@
     requests_per_s = 500
     in_flight = 64
     bytes_in_flight = "256MiB"
-    models = ["digits"]          # no others
-    manage_models = false        # it may not load and unload
+    models = ["digits"]          # for it there are no others
+    operator = true              # it may load and unload them, and read the metrics
 
-Quotas count rows: a batch of eight is eight requests, as it is for the controller.
+Quotas count rows: a batch of eight is eight requests, as it is for the controller. Each gateway process counts
+for itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -28,7 +29,10 @@ from slosched.clock import now_ns
 from slosched.config import WEIGHT_RANGE
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.fronts.errors import FrontError, Status
+from slosched.fronts.names import name_and_version
+from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
+from slosched.gpu_profile import canonical_model
 from slosched.text_files import read_toml
 from slosched.units import NS_PER_S, parse_bytes
 
@@ -51,7 +55,7 @@ class TokenRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     in_flight: _Positive | None = None
     bytes_in_flight: _Positive | str | None = None
     models: tuple[str, ...] | None = None
-    manage_models: bool = True
+    operator: bool = False
 
 
 class Quota:
@@ -124,15 +128,33 @@ class Quota:
 
 
 class Caller:
-    """A token's name, quota and session, which begins with its first request."""
+    """A token's name, quota, shared memory, and session, which begins with its first request."""
 
     def __init__(
-        self, name: str, row: TokenRow, quota: Quota, opened: Callable[[Caller], Session]
+        self,
+        name: str,
+        row: TokenRow,
+        *,
+        quota: Quota,
+        regions: Regions,
+        opened: Callable[[Caller], Session],
     ) -> None:
-        self._name, self.row, self.quota = name, row, quota
+        self._name, self.quota, self.regions = name, quota, regions
         self._opened = opened
+        self.limit(row)
         self._session: Session | None = None
         self.gone = False  # the file has its token no more
+
+    def limit(self, row: TokenRow) -> None:
+        """Take the limits of a row from now on; what is in flight stays."""
+        self.row = row
+        models = row.models or ()
+        self._models = frozenset((*models, *map(canonical_model, models)))
+        self.quota.limit(
+            most_rows=row.in_flight or 0,
+            most_bytes=_bytes(row.bytes_in_flight),
+            per_s=row.requests_per_s or 0.0,
+        )
 
     @property
     def name(self) -> str:
@@ -154,28 +176,42 @@ class Caller:
         if self.gone:
             raise FrontError(Status.UNAUTHENTICATED, f"the token is not known any more: {_REALM}")
 
-    def check_model(self, model: str) -> None:
-        """Raise FrontError, 403, if the token may not use `model` (a name without its version)."""
-        if self.row.models is not None and model not in self.row.models:
+    def may_use(self, model: str) -> bool:
+        """Whether there is a model of this name (without its version) for the token."""
+        return self.row.models is None or model in self._models
+
+    def check_operator(self) -> None:
+        """Raise FrontError, 403, if the token is not an operator's."""
+        if not self.row.operator:
             raise FrontError(
-                Status.PERMISSION_DENIED, f"token '{self._name}' may not use model '{model}'"
+                Status.PERMISSION_DENIED,
+                f"token '{self._name}' may not load or unload models, or read metrics: operator = true "
+                "lets a token",
             )
 
-    def check_manages(self) -> None:
-        """Raise FrontError, 403, if the token may not load and unload."""
-        if not self.row.manage_models:
-            raise FrontError(
-                Status.PERMISSION_DENIED, f"token '{self._name}' may not load or unload models"
-            )
+
+class Parted(NamedTuple):
+    """What a token does not need any more, once what it has in flight has ended."""
+
+    session: Session | None
+    regions: Regions | None
 
 
 class Callers:
-    """Who may ask. Without a file of tokens everyone may, as one caller without a name."""
+    """Who may ask. Without a file of tokens everyone may, as one caller without a name.
 
-    def __init__(self, path: str, opened: Callable[[Caller], Session]) -> None:
-        self._path, self._opened = path, opened
+    `opened` makes the session of a caller, and `regions` the shared memory of one.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        opened: Callable[[Caller], Session],
+        regions: Callable[[], Regions] = Regions,
+    ) -> None:
+        self._path, self._opened, self._regions = path, opened, regions
         self._by_digest: dict[bytes, Caller] = {}
-        self.everyone = Caller("", TokenRow(), Quota("the gateway"), opened)
+        self.everyone = self._caller("", TokenRow(operator=True), "the gateway")
         self.warning = ""
         if path:
             self.read()
@@ -189,27 +225,29 @@ class Callers:
     def all(self) -> list[Caller]:
         return [self.everyone] if self.open else [*self._by_digest.values()]
 
-    def read(self) -> list[Session]:
-        """Read the file (again) and return the sessions that get no more requests. Raises InvalidConfig."""
+    def read(self) -> list[Parted]:
+        """Read the file (again) and return what gets no more requests. Raises InvalidConfig."""
         before = {caller.name: caller for caller in self._by_digest.values()}
         rows, self.warning = read_tokens(Path(self._path))
         found: dict[bytes, Caller] = {}
-        parted: list[Session | None] = []
+        parted: list[Parted] = []
         for name, row in rows.items():
             caller = before.pop(name, None)
             if caller is None:
-                caller = Caller(name, row, _limit(Quota(f"token '{name}'"), row), self._opened)
-            else:  # what it has in flight stays
+                caller = self._caller(name, row, f"token '{name}'")
+            else:
                 if caller.row.weight != row.weight:
-                    parted.append(caller.part())
-                caller.row = row
-                _limit(caller.quota, row)
+                    parted.append(Parted(caller.part(), None))
+                caller.limit(row)
             found[_digest_of(row)] = caller
         for caller in before.values():
             caller.gone = True
-            parted.append(caller.part())
+            parted.append(Parted(caller.part(), caller.regions))
         self._by_digest = found
-        return [each for each in parted if each is not None]
+        return parted
+
+    def _caller(self, name: str, row: TokenRow, whose: str) -> Caller:
+        return Caller(name, row, quota=Quota(whose), regions=self._regions(), opened=self._opened)
 
     def caller(self, authorization: str) -> Caller:
         """The caller with this Authorization header. Raises FrontError, 401."""
@@ -224,15 +262,6 @@ class Callers:
         if caller is None or not hmac.compare_digest(digest, _digest_of(caller.row)):
             raise FrontError(Status.UNAUTHENTICATED, f"the token is not known: {_REALM}")
         return caller
-
-
-def _limit(quota: Quota, row: TokenRow) -> Quota:
-    quota.limit(
-        most_rows=row.in_flight or 0,
-        most_bytes=_bytes(row.bytes_in_flight),
-        per_s=row.requests_per_s or 0.0,
-    )
-    return quota
 
 
 def _bytes(size: int | str | None) -> int:
@@ -286,6 +315,9 @@ def _token_row(where: str, name: str, table: Any) -> TokenRow:
         )
     if row.sha256 and not _DIGEST.fullmatch(row.sha256):
         raise InvalidConfig(f"{where}: sha256 has 64 hexadecimal digits")
+    for model in row.models or ():
+        if name_and_version(model)[1]:
+            raise InvalidConfig(f"{where}: models has names without versions, not {model[:200]!r}")
     if not all(map(math.isfinite, (row.weight, row.requests_per_s or 0.0))):
         raise InvalidConfig(f"{where}: weight and requests_per_s must be finite")
     try:

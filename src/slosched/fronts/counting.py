@@ -5,7 +5,7 @@ Labels are of a bounded number: models and tokens that exist, and what comes bey
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -54,8 +54,10 @@ class Counting:
             histogram = self._latency.setdefault(model, Histogram(_BOUNDS_NS))
         histogram.add(latency_ns)
 
-    def families(self, gauges: Sequence[tuple[str, str, float]]) -> Iterable[Metric]:
-        """All families; `gauges` are further ones: name, help, value."""
+    def families(
+        self, gauges: Sequence[tuple[str, str, float]], seen: Callable[[str], bool]
+    ) -> Iterable[Metric]:
+        """All families, of models only those `seen`; `gauges` are further ones: name, help, value."""
         labels = ("model", "status", "token")
         requests = CounterMetricFamily(
             "slosched_gateway_requests",
@@ -63,7 +65,8 @@ class Counting:
             labels=labels,
         )
         for values, count in sorted(self._ended.items()):
-            requests.add_metric(values, count)
+            if values[0] in ("", _OTHER[0]) or seen(values[0]):
+                requests.add_metric(values, count)
         yield requests
         for name, text, value in (
             ("rows", "Rows of these inferences that the controller answered.", self.rows),
@@ -77,15 +80,16 @@ class Counting:
             labels=("model",),
         )
         for model, histogram in sorted(self._latency.items()):
-            latency.add_metric((model,), *_buckets(histogram))
+            if model == _OTHER[0] or seen(model):
+                latency.add_metric((model,), *_buckets(histogram))
         yield latency
         for gauge, text, now in gauges:
             yield GaugeMetricFamily(f"slosched_gateway_{gauge}", text, value=now)
 
-    def text(self, gauges: Sequence[tuple[str, str, float]]) -> bytes:
+    def text(self, gauges: Sequence[tuple[str, str, float]], seen: Callable[[str], bool]) -> bytes:
         """All of it in Prometheus' text format, and what the process uses."""
         registry = CollectorRegistry()
-        registry.register(_Families(list(self.families(gauges))))
+        registry.register(_Families(list(self.families(gauges, seen))))
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 

@@ -24,7 +24,6 @@ from slosched.fronts.errors import FrontError, Refusal, Status
 from slosched.fronts.forms import Form
 from slosched.fronts.models import Version
 from slosched.fronts.names import name_and_version
-from slosched.fronts.regions import Regions
 from slosched.fronts.sessions import Session
 from slosched.messages import InferReply
 from slosched.transport.codec import Frame
@@ -53,8 +52,6 @@ _NO_MODEL = "no model has the id"
 
 class Host(Protocol):
     """What an inference needs of the gateway that it runs in."""
-
-    regions: Regions
 
     def ended(self, inference: Inference, result: Answered | FrontError | None) -> None:
         """It has its end; None: it was cancelled. Counts it, and gives back what it took."""
@@ -226,7 +223,7 @@ class Inference:
                     f"shared memory size specified with the request for output '{tensor.name}' "
                     f"({part.byte_size} bytes) should be at least {size} bytes to hold the results",
                 )
-            self._host.regions.write(part, tensor.data)
+            self.caller.regions.write(part, tensor.data)
             empty = NamedTensor(tensor.name, tensor.datatype, tensor.shape, b"")
             placed.append((empty, RegionPart(part.region, part.offset, size)))
         return tuple(placed)

@@ -46,6 +46,15 @@ READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 _NEVER_LOADED, _UNLOADED = "not loaded", "unloaded"
 
 
+#: Whether a caller may use the model of a name.
+Allowed = Callable[[str], bool]
+
+
+def everything(_: str) -> bool:
+    """An Allowed without limits."""
+    return True
+
+
 class Version:
     """One version of a model. `full` is the controller's name; `running` inferences have it now."""
 
@@ -120,20 +129,16 @@ class Models:
         found = self._versions.get((model, version))
         return found if found is not None and found.state is READY else None
 
-    async def ensure(
-        self, model: str, version: str, *, allowed: Callable[[str], None] | None = None
-    ) -> Version:
-        """The version that serves, loaded if need be. `allowed` gets the model's name. Raises FrontError."""
+    async def ensure(self, model: str, version: str, *, allowed: Allowed = everything) -> Version:
+        """The version that serves, loaded if need be. Raises FrontError."""
         base, version = _joined(model, version)
-        base = await self._known(base)
-        if allowed is not None:
-            allowed(base)
+        base = await self._known(base, allowed)
         found = self.find(base, version)
         if found is not None:
             return found
         entry = self._entry(base, version or self._meant(base))
         if not self._may_load(entry):
-            raise _no_versions(base) if self._is_unloaded(entry) else _not_found(base)
+            raise _no_versions(base) if self._is_unloaded(entry) else unknown_model(base)
         if entry.failure is not None and now_ns() < entry.failed_ns + FAILED_FOR_NS:
             raise entry.failure.again()
         entry.asked_for |= bool(version)
@@ -180,8 +185,13 @@ class Models:
             newest and (entry.base, "") in self._wanted
         )
 
-    async def _known(self, base: str) -> str:
-        """The name of a model as it is offered. Raises FrontError: 404, and 503 without a controller."""
+    async def _known(self, base: str, allowed: Allowed) -> str:
+        """The name of a model as it is offered. Raises FrontError: 404, and 503 without a controller.
+
+        One that is not `allowed` gets what an unknown one gets, and no sooner or later.
+        """
+        if not (allowed(base) or allowed(canonical_model(base))):
+            raise unknown_model(base)
         if not self._first.is_set():
             await self._wait_for_first()
         known = self._offered.known(base)
@@ -190,12 +200,12 @@ class Models:
                 await self.look()
             known = self._offered.known(base)
         if not known and any(base == each for each, _ in self._versions):
-            return base  # its worker is away; the controller has it still, perhaps
+            known = base  # its worker is away; the controller has it still, perhaps
         if not known and not self._offered:
             text = f"no worker of the controller at {self._house.address} offers models yet"
             raise FrontError(Status.UNAVAILABLE, text)
-        if not known:
-            raise _not_found(base)
+        if not known or not allowed(known):
+            raise unknown_model(base)
         return known
 
     async def _wait_for_first(self) -> None:
@@ -206,10 +216,12 @@ class Models:
             why = self._house.unreachable or f"the controller at {self._house.address} says nothing"
             raise FrontError(Status.UNAVAILABLE, why)
 
-    def is_ready(self, model: str, version: str) -> bool:
+    def is_ready(self, model: str, version: str, *, allowed: Allowed = everything) -> bool:
         """Whether a request would be served, which may load the model first."""
         base, version = _joined(model, version)
         base = self._offered.known(base) or base
+        if not allowed(base):
+            return False
         if self.find(base, version) is not None:
             return True
         wanted = version or self._meant(base)
@@ -305,13 +317,11 @@ class Models:
 
     # ------------------------------------------------------------------------ load and unload
 
-    async def load(self, name: str, *, allowed: Callable[[str], None] | None = None) -> None:
+    async def load(self, name: str, *, allowed: Allowed = everything) -> None:
         """Load the newest version of a model, or of NAME:VERSION that one. Raises FrontError."""
         base, version = name_and_version(name)
         try:
-            base = await self._known(base)
-            if allowed is not None:
-                allowed(base)
+            base = await self._known(base, allowed)
             entry = self._entry(base, version)
             entry.asked_for |= bool(version)
             entry.failure = None
@@ -326,17 +336,15 @@ class Models:
         self._wanted.add((base, version))
         self._unloaded -= {(base, ""), (base, entry.version)}
 
-    async def unload(self, name: str, *, allowed: Callable[[str], None] | None = None) -> None:
+    async def unload(self, name: str, *, allowed: Allowed = everything) -> None:
         """Give up a model, or of NAME:VERSION that one. What runs is served. Raises FrontError."""
         base, version = name_and_version(name)
         try:
-            base = await self._known(base)
+            base = await self._known(base, allowed)
         except FrontError as error:
             if error.status is not Status.NOT_FOUND:
                 raise
             return  # as Triton: what is not there is unloaded
-        if allowed is not None:
-            allowed(base)
         loaded = [e for e in self._of(base) if version in ("", e.version)]
         self._wanted.discard((base, version))
         if not version:
@@ -485,13 +493,19 @@ class Models:
         """The versions of one model that are ready, ascending."""
         return [each.version for each in self.ready if each.base == base]
 
-    def counted(self, name: str, version: str) -> list[Version]:
-        """The versions of a model whose statistics are shown: those that are ready. Raises FrontError, 400."""
+    def counted(self, name: str, version: str, allowed: Allowed) -> list[Version]:
+        """The versions of a model whose statistics are shown: those that are ready. Raises FrontError, 400.
+
+        With an empty name those of all models.
+        """
+        seen = [each for each in self.ready if allowed(each.base)]
+        if not name:
+            return seen
         base, version = _joined(name, version)
         base = self._offered.known(base) or base
-        found = [each for each in self.ready if each.base == base]
+        found = [each for each in seen if each.base == base]
         if not found:
-            text = f"requested model '{_short(base)}' is not available"
+            text = f"requested model '{_short(name_and_version(name)[0])}' is not available"
             raise FrontError(Status.INVALID_ARGUMENT, text)
         if version:
             found = [each for each in found if each.version == version]
@@ -500,21 +514,24 @@ class Models:
                 raise FrontError(Status.INVALID_ARGUMENT, text)
         return found
 
-    async def index(self, *, ready: bool) -> list[dict[str, Any]]:
+    async def index(self, allowed: Allowed, *, ready: bool) -> list[dict[str, Any]]:
         """The models of the repository, as the protocol lists them. Raises FrontError without a controller."""
         if ready:
-            return [_indexed(each) for each in self.ready]
+            return [_indexed(each) for each in self.ready if allowed(each.base)]
         if not self._first.is_set():
             await self._wait_for_first()
         seen = {
             key: each
             for key, each in self._versions.items()
-            if each.state is not UNAVAILABLE
-            or (each.reason != _NEVER_LOADED and self._offered.full(*key))
+            if allowed(each.base)
+            and (
+                each.state is not UNAVAILABLE
+                or (each.reason != _NEVER_LOADED and self._offered.full(*key))
+            )
         }
         touched = {base for base, _ in seen}
         rows: list[tuple[str, int, dict[str, Any]]] = []
-        for base in self._offered:
+        for base in filter(allowed, self._offered):
             if base not in touched:
                 rows.append((base, 0, {"name": base}))
                 continue
@@ -548,7 +565,8 @@ def _joined(model: str, version: str) -> tuple[str, str]:
     return base, version
 
 
-def _not_found(base: str) -> FrontError:
+def unknown_model(base: str) -> FrontError:
+    """The error of a name that there is no model of, or none for the caller."""
     return FrontError(Status.NOT_FOUND, f"Request for unknown model: '{_short(base)}' is not found")
 
 

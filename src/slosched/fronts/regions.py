@@ -1,5 +1,6 @@
 """System shared memory: regions that clients of this host register, for inputs and outputs.
 
+Each token has regions of its own: no other reads, overwrites, sees or unregisters them, or takes their room.
 A region is read and written with pread and pwrite, and not mapped: a client that shortens its file would end
 this process with SIGBUS otherwise. The object stays open until the region is unregistered, so it may be
 unlinked before. A client reaches what this process may open: objects of its user, or of all if it is root.
@@ -31,19 +32,45 @@ class _Region(NamedTuple):
     descriptor: int
 
 
-class Regions:
-    """Regions by name. `MOST` bounds them; every method raises FrontError with Triton's text where it has one.
+class Room:
+    """How many regions a gateway has room for: MOST, in equal `shares` for its tokens.
 
-    At most a quarter of the files that the process may open are regions, so that connections find room. A part
-    that is read has at most `max_part_bytes`. Without `enabled` none can be registered.
+    At most a quarter of the files that the process may open are regions, so that connections find room.
     """
 
     MOST = 1024
 
+    def __init__(self, shares: int = 1) -> None:
+        self.shares, self.taken = shares, 0
+
+    @property
+    def most(self) -> int:
+        """Regions of all tokens together."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return self.MOST if soft == resource.RLIM_INFINITY else min(self.MOST, soft // 4)
+
+    @property
+    def share(self) -> int:
+        """Regions of one token."""
+        return max(1, self.most // max(1, self.shares))
+
+
+class Regions:
+    """One token's regions by name; every method raises FrontError with Triton's text where it has one.
+
+    A part that is read has at most `max_part_bytes`. Without `enabled` none can be registered.
+    """
+
     def __init__(
-        self, *, enabled: bool = True, max_part_bytes: int = 64 * 1024**2, folder: Path = FOLDER
+        self,
+        *,
+        enabled: bool = True,
+        max_part_bytes: int = 64 * 1024**2,
+        folder: Path = FOLDER,
+        room: Room | None = None,
     ) -> None:
         self._enabled, self._max_part_bytes, self._folder = enabled, max_part_bytes, folder
+        self._room = room or Room()
         self._regions: dict[str, _Region] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
@@ -55,12 +82,7 @@ class Regions:
             raise FrontError(
                 Status.ALREADY_EXISTS, f"shared memory region '{name}' already in manager"
             )
-        most = self._most()
-        if len(self._regions) >= most:
-            raise FrontError(
-                Status.RESOURCE_EXHAUSTED,
-                f"{most} shared memory regions are registered, and no more are allowed; unregister one",
-            )
+        self._check_room()
         if offset < 0 or byte_size <= 0:
             raise _bad(
                 f"shared memory region '{name}' needs an offset of at least 0 and a byte_size of at "
@@ -75,6 +97,7 @@ class Regions:
                     f"{byte_size:,} from byte {offset:,} on were asked for"
                 )
             self._regions[name] = _Region(key, offset, byte_size, descriptor)
+            self._room.taken += 1
         except BaseException:
             os.close(descriptor)
             raise
@@ -84,6 +107,7 @@ class Regions:
         for each in [name] if name else list(self._regions):
             region = self._regions.pop(each, None)
             if region is not None:
+                self._room.taken -= 1
                 os.close(region.descriptor)
 
     def status(self, name: str) -> list[dict[str, Any]]:
@@ -137,8 +161,9 @@ class Regions:
             raise self._shortened(part.region)
 
     def close(self) -> None:
-        """Forget all regions."""
+        """Forget all regions, for good."""
         self.unregister("")
+        self._enabled = False
 
     # ---------------------------------------------------------------------------------------
 
@@ -149,9 +174,16 @@ class Regions:
                 "shared memory is off: the gateway was started with --no-shared-memory",
             )
 
-    def _most(self) -> int:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return self.MOST if soft == resource.RLIM_INFINITY else min(self.MOST, soft // 4)
+    def _check_room(self) -> None:
+        held, room = len(self._regions), self._room
+        if held < room.share and room.taken < room.most:
+            return
+        whose = " of this token" if held >= room.share and room.shares > 1 else ""
+        count = held if held >= room.share else room.taken
+        raise FrontError(
+            Status.RESOURCE_EXHAUSTED,
+            f"{count} shared memory regions{whose} are registered, and no more are allowed; unregister one",
+        )
 
     def _opened(self, name: str, key: str) -> int:
         """A descriptor of an object; the key may begin with a slash, as shm_open has it."""

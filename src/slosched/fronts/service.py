@@ -19,10 +19,13 @@ Document = dict[str, Any]
 
 
 class Caller(Protocol):
-    """On whose behalf a request comes: a token's name, its session with the controller, and its quotas."""
+    """On whose behalf a request comes: a token's name, shared memory, session with the controller, quotas."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def regions(self) -> Regions: ...
 
 
 class Running(Protocol):
@@ -35,10 +38,9 @@ class Running(Protocol):
 class Service(Protocol):
     """What both shells call. Documents are the protocol's JSON, which the gRPC messages mirror field by field.
 
-    Methods raise FrontError with the text and status of Triton where Triton has one.
+    Methods raise FrontError with the text and status of Triton where Triton has one. A model that a caller may
+    not use is for it as one that does not exist.
     """
-
-    regions: Regions
 
     def caller(self, authorization: str) -> Caller:
         """Who sends a request with this Authorization header (empty: none). Raises FrontError, 401."""
@@ -54,25 +56,26 @@ class Service(Protocol):
     def ready(self) -> bool:
         """Whether the controller answers, and can give work to at least one GPU."""
 
-    async def model_ready(self, name: str, version: str) -> bool: ...
+    async def model_ready(self, name: str, version: str, caller: Caller) -> bool: ...
 
     def server_metadata(self) -> Document: ...
 
     async def model_metadata(self, name: str, version: str, caller: Caller) -> Document:
-        """What it takes and gives, for which it is loaded: 403 for a caller who may not use it."""
+        """What it takes and gives, for which it is loaded."""
 
     async def model_config(self, name: str, version: str, caller: Caller) -> Document:
         """As `model_metadata`."""
 
-    async def statistics(self, name: str, version: str) -> Document:
+    async def statistics(self, name: str, version: str, caller: Caller) -> Document:
         """The counts of one model, or with an empty name those of all that are loaded."""
 
-    async def index(self, *, ready: bool) -> Sequence[Document]:
+    async def index(self, caller: Caller, *, ready: bool) -> Sequence[Document]:
         """The models of the repository: name, version, state, reason. With `ready` those that are loaded."""
 
-    def metrics(self) -> bytes:
-        """The gateway's own metrics in Prometheus' text format, for GET /metrics."""
+    def metrics(self, caller: Caller) -> bytes:
+        """The gateway's own metrics in Prometheus' text format, for GET /metrics; as `load` for operators."""
 
-    async def load(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None: ...
+    async def load(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None:
+        """403 for a caller that is not an operator's, whatever the name is."""
 
     async def unload(self, name: str, parameters: Mapping[str, Any], caller: Caller) -> None: ...

@@ -10,14 +10,14 @@ from slosched.clients.inference import Model
 from slosched.clock import now_ns
 from slosched.fronts import service
 from slosched.fronts.asked import Answered, Asked
-from slosched.fronts.callers import Caller, Callers, Quota
+from slosched.fronts.callers import Caller, Callers, Parted, Quota
 from slosched.fronts.counting import CANCELLED, LATE, OK, Counting
 from slosched.fronts.descriptions import model_config, model_metadata, server_metadata
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.inferences import Inference
-from slosched.fronts.models import Models, Version
+from slosched.fronts.models import Models, Version, unknown_model
 from slosched.fronts.names import name_and_version
-from slosched.fronts.regions import Regions
+from slosched.fronts.regions import Regions, Room
 from slosched.fronts.sessions import Session
 from slosched.fronts.statistics import in_ms
 from slosched.gateway_config import GatewayConfig
@@ -37,10 +37,9 @@ class Serving:
 
     def __init__(self, config: GatewayConfig, *, announce: Callable[[str], None]) -> None:
         self._config, self._announce = config, announce
-        self.regions = Regions(
-            enabled=config.shared_memory, max_part_bytes=config.max_request_bytes
-        )
-        self.callers = Callers(config.tokens, self._open_session)
+        self._room = Room()
+        self.callers = Callers(config.tokens, self._open_session, self._new_regions)
+        self._room.shares = len(self.callers.all)
         self._house = Session(config.controller, name=HOUSE)
         self._sessions: dict[str, Session] = {}
         self.models = Models(self._house, config, sessions=self._all_sessions, announce=announce)
@@ -67,7 +66,8 @@ class Serving:
         await self.models.close()
         for session in self._all_sessions():
             await session.close()
-        self.regions.close()
+        for caller in self.callers.all:
+            caller.regions.close()
 
     # ------------------------------------------------------------------------------ callers
 
@@ -78,9 +78,20 @@ class Serving:
         """Take the file of tokens anew. Raises InvalidConfig, and the old ones stay."""
         if self.callers.open:
             return
+        loop = asyncio.get_running_loop()
         for parted in self.callers.read():
-            self._sessions.pop(parted.name, None)
-            self._tasks.append(asyncio.get_running_loop().create_task(_closed_later(parted)))
+            if parted.session is not None:
+                self._sessions.pop(parted.session.name, None)
+            self._tasks.append(loop.create_task(_closed_later(parted)))
+        self._tasks = [each for each in self._tasks if not each.done()]
+        self._room.shares = len(self.callers.all)
+
+    def _new_regions(self) -> Regions:
+        return Regions(
+            enabled=self._config.shared_memory,
+            max_part_bytes=self._config.max_request_bytes,
+            room=self._room,
+        )
 
     def _open_session(self, caller: Caller) -> Session:
         if not caller.name:
@@ -111,7 +122,8 @@ class Serving:
                 session = theirs.session
                 handle = session.handles.get(model.full)
                 if handle is not None and model.form is not None:
-                    theirs.check_model(model.base)
+                    if not theirs.may_use(model.base):
+                        raise unknown_model(name_and_version(asked.model)[0])
                     inference.send(model, model.form, session, handle)
                     return inference
             inference.send_later()
@@ -151,7 +163,7 @@ class Serving:
 
     async def prepare(self, inference: Inference) -> tuple[Version, Session, Model]:
         asked, caller = inference.asked, inference.caller
-        model = await self.models.ensure(asked.model, asked.version, allowed=caller.check_model)
+        model = await self.models.ensure(asked.model, asked.version, allowed=caller.may_use)
         caller.check()  # it may be gone by now
         session = caller.session
         handle = session.handles.get(model.full)
@@ -219,8 +231,9 @@ class Serving:
     def ready(self) -> bool:
         return not self.draining and not self._house.unreachable and self.models.gpus_ready
 
-    async def model_ready(self, name: str, version: str) -> bool:
-        return self.ready() and self.models.is_ready(name, version)
+    async def model_ready(self, name: str, version: str, caller: service.Caller) -> bool:
+        allowed = cast(Caller, caller).may_use
+        return self.ready() and self.models.is_ready(name, version, allowed=allowed)
 
     def server_metadata(self) -> service.Document:
         return server_metadata(shared_memory=self._config.shared_memory)
@@ -228,7 +241,7 @@ class Serving:
     async def model_metadata(
         self, name: str, version: str, caller: service.Caller
     ) -> service.Document:
-        allowed = cast(Caller, caller).check_model
+        allowed = cast(Caller, caller).may_use
         model = await self.models.ensure(name, version, allowed=allowed)
         assert model.form is not None
         versions = [model.version] if version else self.models.ready_versions(model.base)
@@ -237,13 +250,13 @@ class Serving:
     async def model_config(
         self, name: str, version: str, caller: service.Caller
     ) -> service.Document:
-        allowed = cast(Caller, caller).check_model
+        allowed = cast(Caller, caller).may_use
         model = await self.models.ensure(name, version, allowed=allowed)
         assert model.form is not None
         return model_config(model.form, name_and_version(name)[0], model.version)
 
-    async def statistics(self, name: str, version: str) -> service.Document:
-        models = self.models.counted(name, version) if name else self.models.ready
+    async def statistics(self, name: str, version: str, caller: service.Caller) -> service.Document:
+        models = self.models.counted(name, version, cast(Caller, caller).may_use)
         asked = name_and_version(name)[0]  # perf_analyzer looks for the name that it asked for
         return {
             "model_stats": [
@@ -251,8 +264,10 @@ class Serving:
             ]
         }
 
-    def metrics(self) -> bytes:
-        return self._counting.text([*self._gauges()])
+    def metrics(self, caller: service.Caller) -> bytes:
+        theirs = cast(Caller, caller)
+        theirs.check_operator()
+        return self._counting.text([*self._gauges()], theirs.may_use)
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         yield "in_flight", "Inferences that have begun and have no answer yet.", self._running
@@ -264,39 +279,42 @@ class Serving:
 
     # --------------------------------------------------------------------------- repository
 
-    async def index(self, *, ready: bool) -> Sequence[service.Document]:
-        return await self.models.index(ready=ready)
+    async def index(self, caller: service.Caller, *, ready: bool) -> Sequence[service.Document]:
+        return await self.models.index(cast(Caller, caller).may_use, ready=ready)
 
     async def load(self, name: str, parameters: Mapping[str, Any], caller: service.Caller) -> None:
         theirs = cast(Caller, caller)
-        theirs.check_manages()
+        theirs.check_operator()
         if parameters:
             raise FrontError(
                 Status.INVALID_ARGUMENT,
                 f"load takes no parameters here, and has {', '.join(sorted(parameters))[:200]}: a model is "
                 "what its worker offers",
             )
-        await self.models.load(name, allowed=theirs.check_model)
+        await self.models.load(name, allowed=theirs.may_use)
 
     async def unload(
         self, name: str, parameters: Mapping[str, Any], caller: service.Caller
     ) -> None:
         theirs = cast(Caller, caller)
-        theirs.check_manages()
+        theirs.check_operator()
         others = sorted(set(parameters) - {"unload_dependents"})  # there are no dependents
         if others:
             raise FrontError(
                 Status.INVALID_ARGUMENT,
                 f"unload takes no parameters here, and has {', '.join(others)[:200]}",
             )
-        await self.models.unload(name, allowed=theirs.check_model)
+        await self.models.unload(name, allowed=theirs.may_use)
 
 
-async def _closed_later(session: Session) -> None:
-    """Close a session that gets no more requests, once those that it has are answered."""
-    ends_ns = now_ns() + _PARTED_WITHIN_NS
+async def _closed_later(parted: Parted) -> None:
+    """Close what gets no more requests, once those in flight are answered."""
+    session, ends_ns = parted.session, now_ns() + _PARTED_WITHIN_NS
     try:
-        while session.running and now_ns() < ends_ns:
+        while session is not None and session.running and now_ns() < ends_ns:
             await asyncio.sleep(_PARTED_LOOK_S)
     finally:
-        await session.close()
+        if parted.regions is not None:
+            parted.regions.close()
+        if session is not None:
+            await session.close()

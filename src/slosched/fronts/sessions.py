@@ -199,7 +199,7 @@ class Session:
         try:
             [model] = await self.client.load(name, timeout_s=LOAD_WITHIN_S)
         except SloschedError as error:
-            raise _load_error(error) from None
+            raise _load_error(name, error) from None
         self.handles[name] = model
         return model
 
@@ -221,16 +221,16 @@ class Session:
         except InvalidRequest:
             pass  # it is gone already
         except SloschedError as error:
-            raise _load_error(error) from None
+            raise _load_error(name, error) from None
 
 
-def _load_error(error: SloschedError) -> FrontError:
+def _load_error(name: str, error: SloschedError) -> FrontError:
     """A load or unload that failed, as the protocol has it."""
     if isinstance(error, PeerUnreachable | ConnectionLost):
         return FrontError(Status.UNAVAILABLE, str(error))
     if isinstance(error, RequestFailed):
-        if error.code == Code.UNKNOWN_MODEL:
-            return FrontError(Status.NOT_FOUND, str(error))
+        if error.code == Code.UNKNOWN_MODEL:  # the controller's words list others, which are not for all
+            return FrontError(Status.NOT_FOUND, f"no worker offers model '{name}' now")
         if error.code == Code.LIMIT_REACHED:
             return FrontError(Status.RESOURCE_EXHAUSTED, str(error))
         if error.code in (Code.INITIALIZING, Code.SHUTTING_DOWN):

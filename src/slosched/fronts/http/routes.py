@@ -22,6 +22,7 @@ from slosched.fronts.http.answers import TEXT, Answer, Rejected, document, error
 from slosched.fronts.http.bodies import Reader, decoded, refused
 from slosched.fronts.http.exchange import Exchange, internal_error
 from slosched.fronts.names import name_and_version
+from slosched.fronts.regions import Regions
 from slosched.fronts.service import Caller, Service
 from slosched.fronts.slo import SLO_HEADER
 
@@ -78,11 +79,9 @@ class Routes:
         self._shared_memory = shared_memory
         #: Tasks that may outlive their connection; the loop itself does not hold them.
         self._running: set[asyncio.Task[None]] = set()
-        regions = service.regions if shared_memory else None
+        self._most_bytes = most_bytes
         off = "shared memory is off in this gateway; send tensors as binary data"
         far = "shared memory is for clients on the gateway's host; send tensors as binary data"
-        self._near = Reader(regions, off, most_bytes)
-        self._far = Reader(None, far if shared_memory else off, most_bytes)
         self._whys = {True: off, False: far if shared_memory else off}
         self._fixed = {
             "/v2": Route(_GET, lambda _: document(service.server_metadata())),
@@ -92,7 +91,7 @@ class Routes:
             "/v2/repository/index": Route(_POST, self._index),
             "/v2/trace/setting": Route((*_GET, *_POST), _no_tracing),
             "/v2/logging": Route((*_GET, *_POST), _no_logging),
-            "/metrics": Route(_GET, lambda _: Answer(200, (service.metrics(),), b"", TEXT)),
+            "/metrics": Route(_GET, self._metrics),
         }
         self._of_models = {
             "infer": Route(_POST, self._infer, has_tensors=True),
@@ -201,8 +200,8 @@ class Routes:
                     task.add_done_callback(self._running.discard)
 
     def _infer(self, exchange: Exchange) -> None:
-        reader = self._near if exchange.local else self._far
-        exchange.read = reader.read(
+        reads = Reader(self._regions(exchange), self._whys[exchange.local], self._most_bytes)
+        exchange.read = reads.read(
             exchange.body,
             exchange.header(_LENGTH),
             exchange.header(_SLO) or "",
@@ -226,7 +225,8 @@ class Routes:
             return plain.error_answer(error)
 
     async def _model_ready(self, exchange: Exchange) -> Answer:
-        if not await self._service.model_ready(exchange.name, exchange.version):
+        caller = _caller(exchange)
+        if not await self._service.model_ready(exchange.name, exchange.version, caller):
             return error_answer(Rejected(400, "Model version not ready"))
         return _EMPTY
 
@@ -239,11 +239,15 @@ class Routes:
         return document(await self._service.model_config(exchange.name, exchange.version, caller))
 
     async def _statistics(self, exchange: Exchange) -> Answer:
-        return document(await self._service.statistics(exchange.name, exchange.version))
+        caller = _caller(exchange)
+        return document(await self._service.statistics(exchange.name, exchange.version, caller))
+
+    def _metrics(self, exchange: Exchange) -> Answer:
+        return Answer(200, (self._service.metrics(_caller(exchange)),), b"", TEXT)
 
     async def _index(self, exchange: Exchange) -> Answer:
         asked = decoded(_index, exchange.body) if exchange.body else _Index()
-        return document(await self._service.index(ready=asked.ready))
+        return document(await self._service.index(_caller(exchange), ready=asked.ready))
 
     async def _load(self, exchange: Exchange) -> Answer:
         asked = decoded(_control, exchange.body) if exchange.body else _Control()
@@ -257,27 +261,33 @@ class Routes:
 
     # ----------------------------------------------------------------------------- regions
 
+    def _regions(self, exchange: Exchange) -> Regions | None:
+        """The caller's shared memory; None if its client may have none."""
+        shares = self._shared_memory and exchange.local
+        return _caller(exchange).regions if shares else None
+
     def _region_status(self, exchange: Exchange) -> Answer:
-        if not self._shared_memory or not exchange.local:
-            return document([])
-        return document(self._service.regions.status(exchange.name))
+        regions = self._regions(exchange)
+        return document([] if regions is None else regions.status(exchange.name))
 
     def _region_register(self, exchange: Exchange) -> Answer:
         if not exchange.name:
             raise refused("'region name' is necessary to register system shared memory region")
-        if not self._shared_memory or not exchange.local:
+        regions = self._regions(exchange)
+        if regions is None:
             raise FrontError(Status.UNIMPLEMENTED, self._whys[exchange.local])
         asked = decoded(_register, exchange.body)
         for field in ("key", "byte_size"):
             if getattr(asked, field) is None:
                 raise refused(f"Shared memory register request has no '{field}' field")
-        self._service.regions.register(exchange.name, asked.key, asked.offset, asked.byte_size)
+        regions.register(exchange.name, asked.key, asked.offset, asked.byte_size)
         return _EMPTY
 
     def _region_unregister(self, exchange: Exchange) -> Answer:
         # Clients elsewhere have none, and perf_analyzer unregisters all in any case.
-        if self._shared_memory and exchange.local:
-            self._service.regions.unregister(exchange.name)
+        regions = self._regions(exchange)
+        if regions is not None:
+            regions.unregister(exchange.name)
         return _EMPTY
 
 

@@ -52,14 +52,14 @@ class Call:
         """Whether the client is on this host."""
         return is_local(self.context.peer())
 
-    def regions(self) -> Regions:
-        """Shared memory, for a client of this host. Raises FrontError, 400, for another."""
+    def regions(self, caller: Caller) -> Regions:
+        """The caller's shared memory, for a client of this host. Raises FrontError, 400, for another."""
         if not self.is_local():
             raise FrontError(
                 Status.INVALID_ARGUMENT,
                 "shared memory is for clients on the gateway's own host (loopback)",
             )
-        return self.service.regions
+        return caller.regions
 
     async def request(self) -> bytes:
         """The only message of an RPC that takes one. Raises FrontError."""

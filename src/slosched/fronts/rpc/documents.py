@@ -55,9 +55,9 @@ async def _server_ready(call: Call) -> bytes:
 
 
 async def _model_ready(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "ModelReadyRequest")
-    ready = await call.service.model_ready(asked.name, asked.version)
+    ready = await call.service.model_ready(asked.name, asked.version, caller)
     return _answer("ModelReadyResponse", {"ready": ready})
 
 
@@ -85,9 +85,9 @@ async def _model_config(call: Call) -> bytes:
 
 
 async def _model_statistics(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "ModelStatisticsRequest")
-    found = await call.service.statistics(asked.name, asked.version)
+    found = await call.service.statistics(asked.name, asked.version, caller)
     return _answer("ModelStatisticsResponse", found)
 
 
@@ -109,10 +109,10 @@ def _parameters(found: Any) -> dict[str, Any]:
 
 
 async def _repository_index(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "RepositoryIndexRequest")
     _check_repository(asked.repository_name)
-    models = await call.service.index(ready=asked.ready)
+    models = await call.service.index(caller, ready=asked.ready)
     return _answer("RepositoryIndexResponse", {"models": list(models)})
 
 
@@ -136,26 +136,26 @@ async def _unload(call: Call) -> bytes:
 
 
 async def _system_status(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "SystemSharedMemoryStatusRequest")
-    found = call.regions().status(asked.name)
+    found = call.regions(caller).status(asked.name)
     return _answer(
         "SystemSharedMemoryStatusResponse", {"regions": {each["name"]: each for each in found}}
     )
 
 
 async def _system_register(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "SystemSharedMemoryRegisterRequest")
-    call.regions().register(asked.name, asked.key, asked.offset, asked.byte_size)
+    call.regions(caller).register(asked.name, asked.key, asked.offset, asked.byte_size)
     return b""
 
 
 async def _system_unregister(call: Call) -> bytes:
-    call.caller()
+    caller = call.caller()
     asked = await _request(call, "SystemSharedMemoryUnregisterRequest")
     if call.is_local():  # another host's client has none, and perf_analyzer calls this always
-        call.service.regions.unregister(asked.name)
+        caller.regions.unregister(asked.name)
     return b""
 
 

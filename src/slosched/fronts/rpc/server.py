@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from functools import partial
 from typing import Protocol
 
 import grpc
@@ -108,7 +109,10 @@ class RpcFront:
         caller = call.caller()
         incoming = parsed(await call.request())
         circumstances = Circumstances(
-            call.slo_header, call.deadline_ns(), call.regions, self._config.max_request_bytes
+            call.slo_header,
+            call.deadline_ns(),
+            partial(call.regions, caller),
+            self._config.max_request_bytes,
         )
         answered = await self._service.infer(asked(incoming, circumstances), caller)
         if not answered.in_time:

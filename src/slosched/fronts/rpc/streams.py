@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 
 import grpc
 
@@ -44,7 +45,8 @@ class Stream:
         self._service: Service = call.service
         self._context: grpc.aio.ServicerContext = call.context
         self._caller = caller
-        self._circumstances = Circumstances(call.slo_header, 0, call.regions, max_bytes)
+        regions = partial(call.regions, caller)
+        self._circumstances = Circumstances(call.slo_header, 0, regions, max_bytes)
         self._running: dict[int, Running | None] = {}
         self._answers: deque[bytes] = deque()
         #: Answers of requests without an id, in the order of these; None: not there yet.
