@@ -223,6 +223,7 @@ EXAMPLES: tuple[m.Message, ...] = (
         ran_ns=300_000,
     ),
     m.ChildCancel(5, 9, 2),
+    m.CallPrepared(5, 9, _SPAN),
     m.CallSuspended(5, 9, 400_000, m.Span(10**18, 10**18 + 100_000, 100_000), (2, 1)),
     m.CallResumed(5, 9),
     m.CallResult(
@@ -389,7 +390,9 @@ REPLY_OF_A_CASCADE = m.InferReply(
     ),
 )
 
-NEWS = b.ResultBundle((m.CallSuspended(5, 9, 400_000), m.CallResumed(5, 9)))
+NEWS = b.ResultBundle(
+    (m.CallPrepared(5, 9, _SPAN), m.CallSuspended(5, 9, 400_000), m.CallResumed(5, 9))
+)
 
 BEAT_WITH_CALLS = m.Heartbeat(
     session=5,

@@ -4,6 +4,8 @@ A call is an action (Call) with one result (CallResult, or an ErrorResult). Whil
 children (ChildRequest): requests of their own, whose answers the controller sends to the worker of their parent
 (ChildReply). A call that awaits children gives its slot away (CallSuspended) and takes one again when it goes
 on (CallResumed).
+
+A call with a host part, of a function for GPUs, runs that first, beside what has the lane (CallPrepared).
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from slosched.message_types import (
 
 #: Children of one call that have not ended: a call has at most this number of them.
 MOST_CHILDREN = 10_000
+#: A GPU has at most this number of calls in host parts, since each holds a process. Both sides plan by it.
+HOST_PARTS = 2
 
 ChildNumbers = Annotated[tuple[Number, ...], msgspec.Meta(max_length=MOST_CHILDREN)]
 
@@ -92,6 +96,12 @@ class ChildCancel(SessionMessage, frozen=True):
     """The call of `action_id` takes its `child` back, which is answered with code 1 unless it has been."""
 
     child: Number
+
+
+class CallPrepared(SessionMessage, frozen=True):
+    """The host part of the call of `action_id` ran in `part`. It is behind what came before it to the lane."""
+
+    part: Span = NO_SPAN
 
 
 class CallSuspended(SessionMessage, frozen=True):

@@ -29,7 +29,8 @@ class FunctionInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     A call that names no SLO has `slo_ns` (0: the controller's default). One that ran for longer than
     `limit_ns`, its suspensions left out, is ended. `size_classes` is the number of exec tables that it has. An
     `idempotent` call may run again after its process ended. Arguments and results have at most
-    `max_payload_bytes`.
+    `max_payload_bytes`. With a `prepare_ns` above 0, each call has a *host part*, which runs before it asks for
+    the lane; it is forecast so until some have been measured.
     """
 
     gpu: bool = False  # it runs on a GPU's exec lane, and not in a slot of the host
@@ -38,6 +39,7 @@ class FunctionInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     max_payload_bytes: Number = 0
     size_classes: Number = 1
     idempotent: bool = False
+    prepare_ns: Number = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

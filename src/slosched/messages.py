@@ -17,7 +17,9 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.call_messages import HOST_PARTS as HOST_PARTS
 from slosched.call_messages import Call as Call
+from slosched.call_messages import CallPrepared as CallPrepared
 from slosched.call_messages import CallResult as CallResult
 from slosched.call_messages import CallResumed as CallResumed
 from slosched.call_messages import CallSuspended as CallSuspended
@@ -589,7 +591,7 @@ Result = (
     | WorkerStateResult
 )
 #: What a call tells while it runs; they go with results, in bundles too.
-CallNews = CallSuspended | CallResumed | ChildRequest | ChildCancel
+CallNews = CallPrepared | CallSuspended | CallResumed | ChildRequest | ChildCancel
 WorkerToController = (
     WorkerWelcome | Offer | WorkerRefused | WorkerGoodbye | Heartbeat | Result | CallNews
 )

@@ -58,6 +58,12 @@ class CallInvariants:
             self._fail(f"{what} calls a child of {call.parent_id}, which is not under way", keys)
         self._answered[call.action_id] = set()
 
+    def has_host_part(self, call: Call) -> bool:
+        """Whether `call` ran on the host before it had the lane."""
+        instance = self._scheduler.cluster.models.get(call.model_id)
+        function = None if instance is None else instance.function
+        return function is not None and function.prepare_ns > 0
+
     def ended(self, record: ActionRecord, key: int, *, reported: bool) -> None:
         """The action of a call ended: its worker `reported` that, or was lost."""
         self._answered.pop(record.action_id, None)
@@ -96,6 +102,9 @@ class CallInvariants:
             for action_id, action in gpu.suspended.items():
                 if cluster.actions.get(action_id) is not action or action in gpu.exec.outstanding:
                     self._fail(f"action {action_id} is suspended on {gpu.name}, and is not", ())
+            for action in gpu.prepare.outstanding:
+                if action.action_id not in gpu.suspended:
+                    self._fail(f"action {action.action_id} prepares on {gpu.name}, and is not", ())
         calls = [i for i, a in cluster.actions.items() if a.action_type is ActionType.CALL]
         if calls != list(self._answered):
             self._fail(f"calls {calls} are outstanding, effects leave {list(self._answered)}", ())

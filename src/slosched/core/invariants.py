@@ -48,6 +48,7 @@ from slosched.core.scheduler.state import Gpu, RequestState
 from slosched.core.timeline import Timeline
 from slosched.messages import (
     Call,
+    CallPrepared,
     CallResult,
     CallResumed,
     CallSuspended,
@@ -147,13 +148,16 @@ class InvariantChecker:
                 return  # a second report of the same, in the same step
             self._ran.add(message.action_id)
             self._tell(keys, now_ns, "action {} ran {}", message.action_id, message.exec)
-            self._check_window(action, keys, worker_id, message.exec)
+            if not (isinstance(action, Call) and self._calls.has_host_part(action)):
+                self._check_window(action, keys, worker_id, message.exec)
             if isinstance(action, Infer) and isinstance(message, InferResult):
                 self._check_exec(action, keys, worker_id, message)
-        elif isinstance(message, CallSuspended | CallResumed | ChildRequest):
+        elif isinstance(message, CallPrepared | CallSuspended | CallResumed | ChildRequest):
             sent = self._sent.get(message.action_id)
             if sent is not None:
                 self._tell(sent[1], now_ns, "says {}", message)
+                if isinstance(message, CallPrepared):  # the window is that of its host part
+                    self._check_window(*sent, message.part)
         elif isinstance(message, LoadWeightsResult | EvictWeightsResult):
             self._touch_action(message.action_id)
 

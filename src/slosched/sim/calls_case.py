@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import cached_property
 from random import Random
 
+import msgspec
+
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.emulated_calls import (
@@ -92,7 +94,7 @@ class Graph:
         return self._known[key]
 
     def _found(self, script: Script) -> tuple[int, int, int, int]:
-        calls, run_ns, depth = 1, 0, 1
+        calls, run_ns, depth = 1, script.host_ns, 1
         children: list[int] = []
         for step in script.steps:
             if isinstance(step, Run):
@@ -160,6 +162,11 @@ class DrawnCalls:
             limit_ns=0 if self._calm or draw.random() < 0.7 else max(1, longest_ns // 2),
             idempotent=not self._calm and draw.random() < 0.2,
         )
+        if info.gpu and draw.random() < 0.5:
+            said_ns = draw.choice((10 * NS_PER_US, 10 * NS_PER_MS))
+            info = msgspec.structs.replace(info, prepare_ns=said_ns)
+            hosts_ns = (0, 100 * NS_PER_US, 8 * NS_PER_MS)
+            scripts = tuple(replace(each, host_ns=draw.choice(hosts_ns)) for each in scripts)
         return EmulatedFunction(
             name=name,
             scripts=scripts,

@@ -25,6 +25,7 @@ from typing import Protocol
 
 from slosched.call_messages import (
     MOST_CHILDREN,
+    CallPrepared,
     CallResumed,
     CallSuspended,
     CancelCall,
@@ -48,7 +49,7 @@ from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
 from slosched.core.scheduler.validation import plausible
 from slosched.core.values import Value
-from slosched.messages import MOST_BEAT_CALLS, CallNews, CallResult, ErrorResult
+from slosched.messages import MOST_BEAT_CALLS, NO_SPAN, CallNews, CallResult, ErrorResult
 from slosched.units import NS_PER_S
 
 #: A call has at most this number of parents above it.
@@ -131,6 +132,14 @@ class Chains:
         request = action.requests[0]
         call = request.call
         assert call is not None
+        if call.prepares:  # whatever it says, it has its host part behind it
+            call.prepares = False
+            part = message.part if isinstance(message, CallPrepared) else NO_SPAN
+            if part.duration_ns:
+                part = plausible(part, sent_ns=action.sent_ns, now_ns=now_ns)
+            self._kind.prepared(action, part=part, now_ns=now_ns)
+        if isinstance(message, CallPrepared):
+            return
         if isinstance(message, CallSuspended):
             self._suspended(action, request, call, message, now_ns)
         elif isinstance(message, CallResumed):
@@ -404,7 +413,7 @@ class Chains:
                 continue
             for action in gpu.suspended.values():
                 call = action.requests[0].call
-                if call is None or call.children:
+                if call is None or call.children or call.prepares:
                     continue
                 call.stuck_ticks += 1
                 if call.stuck_ticks >= ticks:

@@ -217,6 +217,7 @@ class Cluster:
         """Forget a GPU whose worker was lost; returns the actions that were outstanding there."""
         lost = [*gpu.exec.drain(), *gpu.load.drain(), *gpu.suspended.values()]
         gpu.suspended.clear()
+        gpu.prepare.drain()
         for action in lost:
             self.actions.pop(action.action_id, None)
         if not gpu.retired:

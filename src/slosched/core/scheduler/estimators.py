@@ -76,7 +76,15 @@ class WindowEstimator:
 class ExecTable:
     """Exec times of one model on one GPU, by batch class; ascending. Seeded from the profile."""
 
-    __slots__ = ("batches", "boundaries_ns", "classes", "estimators", "profiled_ns", "single")
+    __slots__ = (
+        "batches",
+        "boundaries_ns",
+        "classes",
+        "estimators",
+        "host_part",
+        "profiled_ns",
+        "single",
+    )
 
     def __init__(
         self, seeds_ns: dict[int, int], boundaries_ns: dict[int, int] | None = None
@@ -90,6 +98,8 @@ class ExecTable:
         self.classes = tuple((b, self.estimators[b]) for b in self.batches)
         #: Batch 1: every model has it.
         self.single = self.estimators[self.batches[0]]
+        #: Of the host parts of a function's calls; None: they have none.
+        self.host_part: WindowEstimator | None = None
 
     def add(self, batch: int, sample_ns: int) -> None:
         """Take one sample of the class `batch`."""

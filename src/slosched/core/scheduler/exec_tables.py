@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from slosched.core.scheduler.estimators import ExecTable
-from slosched.core.scheduler.length_classes import program_boundaries, program_times
+from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.scheduler.length_classes import (
+    host_part_ns,
+    program_boundaries,
+    program_times,
+)
 from slosched.messages import LoadModelResult
 
 
@@ -21,4 +25,7 @@ class ExecTables(dict[str, ExecTable]):
         table = self[program] = ExecTable(
             program_times(prepared, program), program_boundaries(prepared, program)
         )
+        host_ns = host_part_ns(prepared, program)
+        if host_ns:
+            table.host_part = WindowEstimator(host_ns)
         return table

@@ -76,6 +76,12 @@ def program_boundaries(prepared: Mapping[str, LoadModelResult], program: str) ->
     return dict(zip(result.batch_sizes, result.boundaries_ns, strict=False))
 
 
+def host_part_ns(prepared: Mapping[str, LoadModelResult], program: str) -> int:
+    """What the host part of a call of `program` is said to take; 0: there is none."""
+    function = prepared[_name_in(prepared, program)].function
+    return 0 if function is None else function.prepare_ns
+
+
 def class_for(lengths: Sequence[int], length: int) -> int:
     """The place in `lengths` (ascending) of the shortest class that takes `length`; the last for 0."""
     return bisect_left(lengths, length) if length else len(lengths) - 1

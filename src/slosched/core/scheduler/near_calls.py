@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from slosched.core.scheduler.call_trials import CallTrials
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.host_parts import HostParts, has_host_part
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
 from slosched.core.scheduler.urgency import Urgency
@@ -38,20 +39,24 @@ class NearCalls:
     ) -> None:
         self._cluster, self._urgency, self._commit = cluster, urgency, commit
         self.trials = CallTrials(cluster, urgency, commit)
+        self._host_parts = HostParts(cluster, commit)
         self._fresh: list[Request] = []
         self._waiting: dict[int, dict[int, Request]] = {}  # by worker id and request key
         self._count = 0  # entries there; what has left its queue is taken out when it is met
 
     def __bool__(self) -> bool:
-        return bool(self._fresh or self._waiting)
+        return bool(self._fresh or self._waiting or self._host_parts)
 
     def queued(self, request: Request) -> None:
-        """`request`, a call, has entered its queue; what need not be near something is ignored."""
+        """`request`, a call, has entered its queue."""
+        self._host_parts.queued(request)
         if request.call is not None and request.call.choosy:
             self._fresh.append(request)
 
     def plan(self, now_ns: int) -> None:
-        """Send what came to the worker that it should be near, if that has room about now."""
+        """Send what came to the worker that it should be near, if that has room about now; and host parts."""
+        if self._host_parts:
+            self._host_parts.plan(now_ns)
         fresh, self._fresh = self._fresh, []
         for request in fresh:
             worker_id = self._cluster.near.worker_of(request)
@@ -65,7 +70,13 @@ class NearCalls:
             self._clear()
 
     def instead_of(self, choice: Choice | None, gpu: Gpu, start_ns: int) -> Choice | None:
-        """A call that should be near `gpu` and could be in time there, unless `choice` is more urgent."""
+        """A call that should be near `gpu` and could be in time there, unless `choice` is more urgent.
+
+        Instead of a call with a host part that finds no room, something that needs the lane at once.
+        """
+        if choice is not None and has_host_part(choice[0]) and self._host_parts.full(gpu):
+            others = self._host_parts.others(self._urgency.waiting.values())
+            choice, _ = first_due(gpu, others, start_ns)
         calls = self._waiting.get(gpu.worker.worker_id)
         if not calls:
             return choice

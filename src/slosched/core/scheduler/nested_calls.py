@@ -28,6 +28,7 @@ class Nested(Generic[R, A]):
         "part",
         "part_ns",
         "places",
+        "prepares",
         "ran_ns",
         "root_id",
         "stuck_ticks",
@@ -55,6 +56,7 @@ class Nested(Generic[R, A]):
         self.part = 0  # number of the part that runs, or runs next
         self.begin_ns = -1  # its first begin; -1: it is not known to have begun
         self.part_ns = -1  # when the part began that runs; -1: that is not known
+        self.prepares = False  # its host part is not known to be over
         self.ran_ns = 0  # in all parts that are over
         self.suspended_at_ns = -1  # -1: it is not suspended
         self.suspended_ns = 0  # in all suspensions that are over
@@ -68,6 +70,7 @@ class Nested(Generic[R, A]):
     def again(self) -> None:
         """Its action has ended without an answer: it begins from the start, with children of its own."""
         self.action = None
+        self.prepares = False
         self.asked = self.part = self.ran_ns = self.suspended_ns = self.stuck_ticks = 0
         self.begin_ns = self.part_ns = self.suspended_at_ns = -1
         self.children, self.places = {}, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.host_parts import has_host_part, lane_start_ns
 from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.state import Request
 from slosched.core.scheduler.urgency import Urgency
@@ -25,6 +26,7 @@ def resident_plan(
     will do, else the least late of the first few. And how many GPUs were looked at.
     """
     holders, program = request.instance.resident_on, request.queue.program
+    prepares = has_host_part(request.queue)
     deadline_ns = request.deadline_ns
     order = cluster.free_order.entries
     if len(holders) * 4 < len(order):
@@ -38,7 +40,9 @@ def resident_plan(
             continue
         worker = gpu.worker
         start_ns = now_ns + worker.transit.expected_ns
-        if busy_ns > start_ns:
+        if prepares:
+            start_ns = lane_start_ns(gpu, program, start_ns)
+        elif busy_ns > start_ns:
             start_ns = busy_ns
         single_ns = gpu.tables[program].single.expected_ns
         latest_ns = deadline_ns - single_ns - worker.returns.expected_ns

@@ -27,7 +27,7 @@ from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.core.scheduler.exec_tables import ExecTables
-from slosched.core.scheduler.lane import Lane
+from slosched.core.scheduler.lane import Lane, WideLane
 from slosched.core.scheduler.length_classes import class_for, program_of, programs, sized_program
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.scheduler.nested_calls import Nested
@@ -36,6 +36,7 @@ from slosched.core.scheduler.request_states import RequestState as RequestState
 from slosched.core.scheduler.stage_ends import BestAnswer, StageEnd
 from slosched.core.values import Value
 from slosched.messages import (
+    HOST_PARTS,
     NO_BEAT,
     FunctionInfo,
     GpuInfo,
@@ -236,6 +237,10 @@ class Gpu:
     clock_mhz: int = 0
     exec: Lane[ActionState] = field(default_factory=lambda: Lane("exec"))
     load: Lane[ActionState] = field(default_factory=lambda: Lane("load"))
+    #: Calls in their host parts, or on their way there. They are among `suspended` too.
+    prepare: Lane[ActionState] = field(
+        default_factory=lambda: WideLane("prepare", width=HOST_PARTS)
+    )
     #: Models whose weights are here -> when they were last used, least recently used first.
     resident: dict[int, Instance] = field(default_factory=dict)
     loading: dict[int, Instance] = field(default_factory=dict)
@@ -250,7 +255,7 @@ class Gpu:
     driver: DriverReadings = field(default_factory=DriverReadings)
     load_pauses: LoadPauses = field(default_factory=LoadPauses)
     host: bool = False  # the slots of its worker's host: calls of functions run here, and no models
-    #: Calls that await children, by action id: they are outstanding, and hold no slot.
+    #: Calls that await children or prepare, by action id: they are outstanding, and hold no slot.
     suspended: dict[int, ActionState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -185,6 +185,8 @@ def _function_error(result: LoadModelResult, function: FunctionInfo) -> str:
         return f"a function has 1 to {MOST_SIZE_CLASSES} size classes, not {function.size_classes}"
     if min(function.slo_ns, function.limit_ns, function.max_payload_bytes) < 0:
         return "its SLO, its limit and the size of its payloads must be at least 0"
+    if not 0 <= function.prepare_ns < _LONGEST_NS or (function.prepare_ns and not function.gpu):
+        return "its host parts take 0 to an hour, and only functions for GPUs have some"
     return ""
 
 

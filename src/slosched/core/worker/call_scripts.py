@@ -78,9 +78,13 @@ Step = Run | Chain | AwaitAll | TakeBack | Raise | Exit | Return
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The steps of a call, in order. Behind the last one it returns a result of MARK_BYTES."""
+    """The steps of a call, in order. Behind the last one it returns a result of MARK_BYTES.
+
+    `host_ns` is what its host part takes before them, where its function has such a part.
+    """
 
     steps: tuple[Step, ...] = ()
+    host_ns: int = 0
 
     @property
     def run_ns(self) -> int:

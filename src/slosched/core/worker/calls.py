@@ -1,12 +1,13 @@
 """What a worker's brain keeps about its unfinished calls of functions.
 
     queued --a slot is free--> running --it returns, raises or dies--> ended
-                                 |  ^
-             it awaits children  v  |  a slot is free
-                             suspended --all of them are answered--> ready
+       |                         |  ^
+       v     it awaits children  v  |  a slot is free
+    preparing                suspended --all of them are answered--> ready
+       +--its host part is over-----------------------------------------^
 
-A slot is the right to run: a suspended call has none, and keeps its process. A call that has begun is
-unfinished until it ends, in whatever state, and a worker has a limit of those.
+A slot is the right to run: a suspended call has none, and keeps its process. One that prepares has none yet. A
+call that has begun is unfinished until it ends, in whatever state, and a worker has a limit of those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MOST_CALLS = 256
 
 class CallPhase(Enum):
     QUEUED = auto()  # it has not begun
+    PREPARING = auto()  # its host part runs
     RUNNING = auto()
     SUSPENDED = auto()
     READY = auto()  # it waits for a slot to go on
@@ -37,7 +39,8 @@ class CallState:
     asked: int = 0  # children that it asked for, in all
     open: set[int] = field(default_factory=set)  # those without an answer
     awaited: set[int] = field(default_factory=set)  # of these, what it is suspended for
-    first_ns: int = -1  # its first begin
+    prepared: bool = False  # it has its host part behind it
+    first_ns: int = -1  # its first begin in a slot
     ran_ns: int = 0
     #: Its process is being ended, and the call is answered with this code and reason.
     ending: tuple[int, str] | None = None
@@ -74,8 +77,8 @@ class Calls:
         state = self._by_action[action_id] = CallState(key, action_id)
         return state
 
-    def begin(self, state: CallState) -> None:
-        state.phase = CallPhase.RUNNING
+    def begin(self, state: CallState, phase: CallPhase) -> None:
+        state.phase = phase
         self.begun[state.key] = state
 
     def end(self, state: CallState) -> None:

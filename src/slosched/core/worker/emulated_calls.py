@@ -47,7 +47,10 @@ _DIES_AFTER_NS = 1_000_000
 
 @dataclass(slots=True, eq=False)
 class _Life:
-    """One unfinished call. `op_id` is that of the part that runs; -1: it is suspended."""
+    """One unfinished call. `op_id` is that of the part that runs; -1: it has no slot, and nothing of it runs.
+
+    One that `prepares` runs its host part, and has no slot either.
+    """
 
     device: EmulatedHost
     function: EmulatedFunction
@@ -55,6 +58,7 @@ class _Life:
     mark: bytes
     key: int
     op_id: int = -1
+    prepares: bool = False
     place: int = 0  # of the next step
     ran_ns: int = 0  # before the part that runs
     begun_ns: int = 0  # of the part that runs
@@ -129,16 +133,17 @@ class EmulatedHost:
         if op.kind is OpKind.LOAD_WEIGHTS:
             self._make_ready(function, op, now_ns)
             return None
-        if op.kind is OpKind.CALL:
-            mark = self._inputs.pop(op.action_id, b"")
-            life = _Life(self, function, function.script(mark), mark, op.action_id)
-            self._lives[life.key] = life
-            if self._on_begin is not None and mark:
-                self._on_begin(function.name, mark)
-        elif op.kind is OpKind.RESUME:
-            life = self._lives[op.action_id]
+        begun = self._lives.get(op.action_id)
+        if begun is not None and op.kind in (OpKind.CALL, OpKind.RESUME):
+            life = begun
+        elif op.kind in (OpKind.CALL, OpKind.PREPARE):
+            life = self._begin(function, op)
         else:
             return op_failed(op, Code.RUNTIME_ERROR, f"a host does no {op.kind.name}", now_ns)
+        if op.kind is OpKind.PREPARE:
+            life.op_id, life.begun_ns, life.prepares = op.op_id, now_ns, True
+            self._run(life, life.script.host_ns, now_ns)
+            return None
         if self._running >= self.slots:
             raise AssertionError(f"{self._running + 1} calls would run in {self.slots} slots")
         self._running += 1
@@ -146,6 +151,14 @@ class EmulatedHost:
         life.dies = self._falls(self.ending)
         self._push(now_ns, life, None)
         return None
+
+    def _begin(self, function: EmulatedFunction, op: Op) -> _Life:
+        mark = self._inputs.pop(op.action_id, b"")
+        life = _Life(self, function, function.script(mark), mark, op.action_id)
+        self._lives[life.key] = life
+        if self._on_begin is not None and mark:
+            self._on_begin(function.name, mark)
+        return life
 
     def withdraw(self, op_id: int) -> OpDone | None:
         return None  # each op has begun
@@ -204,6 +217,11 @@ class EmulatedHost:
         """Follow the script until time passes, or the call gives its slot away."""
         if life.end is not None:
             self._over(life, now_ns, events, *life.end)
+            return
+        if life.prepares:
+            events.append(OpDone(life.op_id, self._part(life, now_ns)))
+            if self._falls(self.ending):
+                self._push(now_ns + _DIES_AFTER_NS, life, _lost(life))
             return
         steps = life.script.steps
         while True:
@@ -312,9 +330,12 @@ class EmulatedHost:
     def _part(self, life: _Life, now_ns: int) -> Span:
         """What runs is over, and its slot is free."""
         ran_ns = now_ns - life.begun_ns
-        life.ran_ns += ran_ns
         life.op_id = -1
-        self._running -= 1
+        if life.prepares:
+            life.prepares = False
+        else:
+            life.ran_ns += ran_ns
+            self._running -= 1
         return Span(life.begun_ns, now_ns, ran_ns)
 
     # ------------------------------------------------------------------------------- frames

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from slosched.messages import HOST_PARTS
+
 
 class Role(IntEnum):
     """What a lane is for."""
@@ -15,6 +17,7 @@ class Role(IntEnum):
     EXEC = 2
     OUTPUT = 3
     HOST = 4  # preparing models in host memory; it belongs to the worker and to no GPU
+    PREPARE = 5  # host parts of calls, beside what has the exec lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,15 @@ class LaneSpec:
             raise ValueError(f"a lane needs at least one slot, not {self.width}")
 
 
-#: A GPU runs one op of each role at a time (Clockwork §4.2), so each of its lanes keeps one timeline.
+#: A GPU runs one op of each role at a time (Clockwork §4.2), so each of its lanes keeps one timeline; but for
+#: host parts, which do not run on it.
 EXEC_LANE = LaneSpec(Role.EXEC)
 GPU_LANES: Sequence[LaneSpec] = (
     LaneSpec(Role.LOAD),
     LaneSpec(Role.INPUT),
     EXEC_LANE,
     LaneSpec(Role.OUTPUT),
+    LaneSpec(Role.PREPARE, HOST_PARTS),
 )
 HOST_LANE = LaneSpec(Role.HOST)
 #: The exec lane of a GPU whose execs are interrupted for urgent ones.

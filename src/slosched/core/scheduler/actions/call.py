@@ -1,7 +1,8 @@
 """Call: one call of a function, in a slot of a host or on a GPU's exec lane.
 
 It may give its slot away while it awaits children (`suspend`, `resume`): then it is outstanding on its device,
-and not in the lane. chains.py says when, and what follows its end.
+and not in the lane. chains.py says when, and what follows its end. One with a host part runs that first, as a
+suspended one, and stands in the lane from its end on (`prepared`): the lane is taken for the rest alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from slosched.core.scheduler.actions.kind import Kind, Outcome
 from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.state import ActionState, RequestState
 from slosched.core.scheduler.validation import plausible
-from slosched.messages import Call, CallResult
+from slosched.messages import Call, CallResult, Span
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: What a call that goes on is expected to take at least: this part of a whole call.
@@ -66,7 +67,38 @@ class CallKind(Kind):
         request.attempts += 1
         request.call.action = action
         request.call.part_ns = action.expected_start_ns
-        self._take_exec(action)
+        host_part = gpu.tables[action.queue.program].host_part
+        if host_part is None:
+            self._take_exec(action)
+        else:
+            request.call.prepares = True
+            self._take_host(action, host_part.expected_ns)
+
+    def _take_host(self, action: ActionState, host_ns: int) -> None:
+        """It runs its host part first, for `host_ns`."""
+        gpu = action.gpu
+        action.latest_ns = max(action.reaches_ns, action.latest_ns - host_ns)
+        action.predicted_start_ns = max(action.reaches_ns, gpu.prepare.busy_until_ns)
+        action.predicted_end_ns = action.predicted_start_ns + host_ns
+        action.expected_duration_ns = host_ns  # until it stands in the lane
+        gpu.prepare.add(action)
+        gpu.suspended[action.action_id] = action
+        self._used(action)
+
+    def prepared(self, action: ActionState, *, part: Span, now_ns: int) -> None:
+        """Its host part is over, which ran in `part` (NO_SPAN: that was not said): it stands in the lane."""
+        gpu = action.gpu
+        table = gpu.tables[action.queue.program]
+        gpu.prepare.finish(action, end_ns=part.end_ns or now_ns)
+        del gpu.suspended[action.action_id]
+        if table.host_part is not None and part.duration_ns:
+            table.host_part.add(part.duration_ns)
+        action.expected_duration_ns = table.single.expected_ns
+        action.reaches_ns = now_ns - gpu.worker.returns.expected_ns  # it is there
+        action.predicted_start_ns = max(action.reaches_ns, gpu.exec.busy_until_ns)
+        action.predicted_end_ns = action.predicted_start_ns + action.expected_duration_ns
+        gpu.exec.add(action)
+        self._changes.execs(gpu)
 
     def outcome(self, action: ActionState, result: CallResult, *, now_ns: int) -> Outcome:
         span = plausible(result.exec, sent_ns=action.sent_ns, now_ns=now_ns)
@@ -96,6 +128,8 @@ class CallKind(Kind):
         gpu = action.gpu
         if gpu.suspended.pop(action.action_id, None) is None:
             gpu.exec.finish(action, end_ns=end_ns, took_ns=took_ns)
+        elif action in gpu.prepare.outstanding:
+            gpu.prepare.finish(action, end_ns=end_ns)
         self._changes.execs(gpu)
 
     def suspend(self, action: ActionState, *, end_ns: int) -> None:

@@ -69,13 +69,16 @@ class Kind(ABC):
 
     def _take_exec(self, action: ActionState) -> None:
         """Put `action` on its GPU's exec lane; its instance is the one used last."""
+        self._used(action)
+        action.gpu.exec.add(action)
+        self._changes.execs(action.gpu)
+
+    def _used(self, action: ActionState) -> None:
         gpu, model = action.gpu, action.instance
         # Most recently used last: what stands first is the first to be evicted.
         gpu.resident.pop(model.model_id, None)
         gpu.resident[model.model_id] = model
         model.last_used_ns = action.sent_ns
-        gpu.exec.add(action)
-        self._changes.execs(gpu)
 
     def record(self, action: ActionState, outcome: Outcome, met: int, now_ns: int) -> ActionRecord:
         """What telemetry says of it; `met` of its requests were answered in time."""

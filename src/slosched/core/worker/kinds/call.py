@@ -10,6 +10,7 @@ from __future__ import annotations
 from slosched.call_messages import (
     MOST_CHILDREN,
     Call,
+    CallPrepared,
     CallResult,
     CallResumed,
     CallSuspended,
@@ -59,7 +60,9 @@ class CallKind(ActionKind[Call]):
     def __init__(self, pipeline: Pipeline, acceptance: Acceptance) -> None:
         super().__init__(pipeline, acceptance)
         self._calls = pipeline.ledger.calls
+        self._host = Step(Role.PREPARE, self._start, self._host_ended)
         self._first = Step(Role.EXEC, self._start, self._ended)
+        self._after_host = Step(Role.EXEC, self._enter, self._ended)
         self._next = Step(Role.EXEC, self._go_on, self._ended)
 
     # ---------------------------------------------------------------------------- arrival
@@ -92,8 +95,9 @@ class CallKind(ActionKind[Call]):
         assert action.gpu is not None
         action.call = self._calls.add(action.key, action.message.action_id)
         self._ledger.use_weights(action)
-        lane = action.gpu.lanes[Role.EXEC]
-        self._pipeline.enqueue(lane, action.earliest_ns, action, self._first)
+        assert action.instance is not None and action.instance.function is not None
+        step = self._host if action.instance.function.prepare_ns else self._first
+        self._pipeline.enqueue(action.gpu.lanes[step.role], action.earliest_ns, action, step)
 
     # ------------------------------------------------------------------------------- steps
 
@@ -112,8 +116,29 @@ class CallKind(ActionKind[Call]):
             )
             self._ledger.fail(action, Code.TOO_MANY_CALLS, reason, now_ns)
         else:
-            self._calls.begin(state)
-            self._launch(OpKind.CALL, action)
+            prepares = action.step is self._host
+            self._calls.begin(state, CallPhase.PREPARING if prepares else CallPhase.RUNNING)
+            self._launch(OpKind.PREPARE if prepares else OpKind.CALL, action)
+
+    def _host_ended(self, action: PendingAction[Call], done: OpDone, now_ns: int) -> None:
+        """Its host part is over: let it wait for the lane, behind what came before."""
+        state, gpu = action.call, action.gpu
+        assert state is not None and gpu is not None
+        if state.ending is not None or done.code:
+            ending = state.ending or (done.code, _shown(done.code, done.reason))
+            self._ledger.fail(action, *ending, now_ns)
+            return
+        state.phase, state.prepared = CallPhase.READY, True
+        action.latest_ns = NO_LATEST_NS  # it has begun
+        part = peer_span(self._clock, done.span)
+        message = action.message
+        self._tell(action, CallPrepared(message.session, message.action_id, part))
+        self._pipeline.enqueue(gpu.lanes[Role.EXEC], now_ns, action, self._after_host)
+
+    def _enter(self, action: PendingAction[Call], now_ns: int) -> None:
+        assert action.call is not None
+        action.call.phase = CallPhase.RUNNING
+        self._launch(OpKind.CALL, action)
 
     def _go_on(self, action: PendingAction[Call], now_ns: int) -> None:
         assert action.call is not None
@@ -126,7 +151,7 @@ class CallKind(ActionKind[Call]):
         message, gpu, instance = action.message, action.gpu, action.instance
         assert gpu is not None and instance is not None
         assert action.call is not None
-        begins = kind is OpKind.CALL
+        begins = kind is OpKind.CALL and not action.call.prepared
         op = Op(
             op_id=self._ledger.next_seq(),
             kind=kind,
@@ -144,14 +169,15 @@ class CallKind(ActionKind[Call]):
             size_class=message.size_class,
         )
         action.call.op_id = op.op_id
-        self._pipeline.launch(gpu.lanes[Role.EXEC], action, op)
+        self._pipeline.launch(gpu.lanes[action.step.role], action, op)
 
     def _ended(self, action: PendingAction[Call], done: OpDone, now_ns: int) -> None:
         state = action.call
         assert state is not None and action.gpu is not None
-        if done.code == Code.CANCELLED and state.first_ns >= 0 and state.ending is None:
+        begun = state.first_ns >= 0 or state.prepared
+        if done.code == Code.CANCELLED and begun and state.ending is None:
             # It was about to go on, and its device gave that back: its process is there still.
-            state.ending = Code.PROCESS_ENDED, "the call was suspended when its worker ended it"
+            state.ending = Code.PROCESS_ENDED, "the call had no slot when its worker ended it"
             self._ledger.effects.append(EndCall(state.key, state.ending[1]))
         self._add_part(state, done.span)
         clock = self._clock
@@ -283,11 +309,11 @@ class CallKind(ActionKind[Call]):
     def end(self, state: CallState, code: int, reason: str, now_ns: int) -> None:
         """End the call, whatever it does: at once, unless its process runs and is to be reported."""
         ledger, action = self._ledger, self._ledger.unanswered[state.key]
-        if state.phase is CallPhase.RUNNING:
+        if state.phase in (CallPhase.RUNNING, CallPhase.PREPARING):
             if state.ending is None:
                 state.ending = code, reason
                 gpu = action.gpu
-                if gpu is not None and gpu.lanes[Role.EXEC].ahead_ns:
+                if gpu is not None and gpu.lanes[action.step.role].ahead_ns:
                     # It may only be armed; then no process could end.
                     ledger.effects.append(Withdraw(state.op_id, gpu.gpu_id))
                 ledger.effects.append(EndCall(state.key, reason))
