@@ -217,7 +217,11 @@ def test_errors_name_the_versions_own_files(served: tuple[CpuRig, Repository]) -
     code, reason = failure(rig, repository, "broken/2")
     assert code == Code.INVALID_MODEL_PATH and "broken/2/" in reason and "/proc" not in reason
     index = json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})
-    shards = {"a.safetensors": b"x", "b.safetensors": b"x", "model.safetensors.index.json": index}
+    shards: dict[str, str | bytes] = {
+        "a.safetensors": b"x",
+        "b.safetensors": b"x",
+        "model.safetensors.index.json": index,
+    }
     repository.add("broken/4", {**shards, "config.json": config})
     code, reason = failure(rig, repository, "broken/4")
     assert code == Code.INVALID_MODEL_PATH and "broken/4/a.safetensors is not a whole" in reason

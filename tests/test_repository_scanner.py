@@ -305,7 +305,26 @@ FAULTS: dict[str, tuple[dict[str, str | bytes], str]] = {
     "more tables": ({"model.toml": "[model]\n[other]"}, "one table, [model]"),
     "no factory": ({"model.toml": "[model]\ninput_shape = [4]"}, "alone needs factory"),
     "factory elsewhere": ({"model.toml": FACTORY_TOML.replace("model:", "os:")}, "no os.py"),
-    "factory and pt2": ({"model.pt2": b"", "model.toml": FACTORY_TOML}, "a factory"),
+    "factory and pt2": (
+        {"model.pt2": b"", "model.toml": FACTORY_TOML},
+        "both model.pt2 and factory in model.toml",
+    ),
+    "cupy and weights": (
+        {**WEIGHTS, "model.toml": FACTORY_TOML.replace("factory", "cupy")},
+        "both model.safetensors and cupy in model.toml",
+    ),
+    "cupy and a factory": (
+        {"model.py": "", "model.toml": f'{FACTORY_TOML}cupy = "model:make"'},
+        "both factory in model.toml and cupy in model.toml",
+    ),
+    "cupy elsewhere": (
+        {"model.toml": FACTORY_TOML.replace("factory", "cupy").replace("model:", "os:")},
+        "cupy 'os:make': there is no os.py",
+    ),
+    "cupy with lengths": (
+        {"model.py": "", "model.toml": '[model]\ncupy = "model:make"\nlengths = [4]'},
+        "a cupy model takes one array",
+    ),
     "path": ({"model.toml": '[model]\npt2 = "/etc/passwd"'}, "fixed names"),
     "folder": ({"model.toml": '[model]\ntransformers = ".."'}, "fixed names"),
     "bad key": ({"model.pt2": b"", "model.toml": "[model]\ndytpe = 1"}, "dtype"),
@@ -414,6 +433,20 @@ def test_a_workers_own_models_keep_their_names() -> None:
     assert names(found) == ["net:1"]
     assert [name for name, _ in found.left_out] == ["resnet50", "resnet50_v2"]
     assert "of its own" in found.left_out[0][1]
+
+
+def test_models_of_cupy_are_left_out_where_they_cannot_run(repository: Repository) -> None:
+    repository.scaled("net/1", 2.0)
+    toml = FACTORY_TOML.replace("factory", "cupy")
+    repository.add("net/2", {"model.py": "", "model.toml": toml})
+    taken = Looks(lambda found: describe(repository, found)).take(
+        look(repository), now_ns=2 * 10**18
+    )
+    assert taken is not None and names(taken) == ["net:2", "net:1"]
+    assert taken.versions[0].model_source().cupy == "model:make"
+    assert names(offered(taken, ())) == ["net:2", "net:1"]
+    found = offered(taken, (), "it needs a GPU")
+    assert names(found) == ["net:1"] and found.left_out == (("net:2", "it needs a GPU"),)
 
 
 def test_the_newest_versions_are_offered_where_there_are_too_many() -> None:

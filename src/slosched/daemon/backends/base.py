@@ -103,6 +103,9 @@ class Backend(Protocol):
 class RepositoryPort(Protocol):
     """A backend that can prepare versions of models from the config's repository has this."""
 
+    no_cupy: str
+    """Why it cannot prepare models of CuPy functions; empty if it can."""
+
     def offer(self, versions: Sequence[Version]) -> None:
         """From now on these can be prepared, beside what is `loadable`, and no others.
 

@@ -1,5 +1,5 @@
 """What one version is: one of model.pt2, model.safetensors (or its index and the files that this lists) with
-config.json, and a factory in model.toml.
+config.json, and a factory in model.toml, of a module or for CuPy.
 
 model.toml has one table, [model], with the keys of a worker file's [models.NAME]; beside another kind it says
 what that file does not know. The names of the files are fixed, so no key names one.
@@ -25,7 +25,9 @@ MOST_TOML_BYTES = 64 * 1024
 MOST_CONFIG_BYTES = 1024 * 1024
 MOST_INDEX_BYTES = 16 * 1024 * 1024
 #: Keys of [models.NAME] that name files, or code elsewhere.
-_NOT_HERE = ("pt2", "safetensors", "config", "transformers", "cupy")
+_NOT_HERE = ("pt2", "safetensors", "config", "transformers")
+#: Keys that name a function of a file of the version: one that makes a module, and one for CuPy.
+_FACTORIES = ("factory", "cupy")
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 #: Length classes of a checkpoint for texts whose model.toml says none.
 _TEXT_LENGTHS = (32, 128, 512)
@@ -44,27 +46,27 @@ def described(found: Found, place: Path, read: Read) -> ModelSource:
 
     Raises InvalidConfig for a folder that is not exactly one kind, and OSError.
     """
-    kinds = [file for file in (PT2, SAFETENSORS, INDEX) if file in found.files]
+    table = _table(read(TOML, MOST_TOML_BYTES)) if TOML in found.files else {}
+    files = [file for file in (PT2, SAFETENSORS, INDEX) if file in found.files]
+    made_by = [key for key in _FACTORIES if key in table]
+    kinds = [*files, *(f"{key} in {TOML}" for key in made_by)]
     if len(kinds) > 1:
         raise InvalidConfig(f"it has both {kinds[0]} and {kinds[1]}: keep one of them")
     if not kinds and TOML not in found.files:
         raise InvalidConfig(
             f"it has none of {PT2}, {SAFETENSORS} or {INDEX} (with {CONFIG}), and {TOML} with a factory"
         )
-    if kinds and kinds[0] != PT2 and CONFIG not in found.files:
-        raise InvalidConfig(f"{kinds[0]} needs {CONFIG} beside it, as save_pretrained writes both")
-    table = _table(read(TOML, MOST_TOML_BYTES)) if TOML in found.files else {}
-    if kinds and "factory" in table:
-        raise InvalidConfig(f"it has {kinds[0]}, and {TOML} a factory: keep one of them")
-    if PT2 in kinds:
+    if files and files[0] != PT2 and CONFIG not in found.files:
+        raise InvalidConfig(f"{files[0]} needs {CONFIG} beside it, as save_pretrained writes both")
+    if PT2 in files:
         table["pt2"] = PT2
-    elif kinds:
-        if kinds[0] == INDEX:
+    elif files:
+        if files[0] == INDEX:
             _check_shards(read(INDEX, MOST_INDEX_BYTES), found)
-        table |= {"safetensors": kinds[0], "config": CONFIG}
+        table |= {"safetensors": files[0], "config": CONFIG}
         table |= _inputs_by(_config(read(CONFIG, MOST_CONFIG_BYTES)), table)
     else:
-        _check_factory(table, found)
+        _check_factory(table, found, *made_by)
     try:
         return model_source(place / TOML, name_of(found.folder), table)
     except InvalidConfig as error:
@@ -102,14 +104,14 @@ def shards_in(index: bytes) -> list[str]:
     return [*shards_of(text, INDEX)]
 
 
-def _check_factory(table: dict[str, Any], found: Found) -> None:
-    named = table.get("factory")
+def _check_factory(table: dict[str, Any], found: Found, key: str = "factory") -> None:
+    named = table.get(key)
     if not isinstance(named, str):
         raise InvalidConfig(f'{TOML} alone needs factory = "module:function", of a file beside it')
     module = named.partition(":")[0]
     if module not in found.modules:
         raise InvalidConfig(
-            f"factory {named!r}: there is no {module.replace('.', '/')}.py in the version's folder; a module "
+            f"{key} {named!r}: there is no {module.replace('.', '/')}.py in the version's folder; a module "
             "there may import installed packages"
         )
 

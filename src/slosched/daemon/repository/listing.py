@@ -19,13 +19,14 @@ class Version(msgspec.Struct, frozen=True, array_like=True):
     """One version of a model. `folder` is its path below the repository.
 
     `source` is its ModelSource in MessagePack: most versions are never loaded. `fingerprint` changes with any
-    file of the folder (scanning.py).
+    file of the folder (scanning.py). `cupy`: it is a model of CuPy functions.
     """
 
     name: str  # NAME:VERSION
     folder: str
     source: bytes
     fingerprint: str
+    cupy: bool = False
 
     def model_source(self) -> ModelSource:
         """Where the model comes from; its paths are below `folder`."""
@@ -48,10 +49,11 @@ class Listing(msgspec.Struct, frozen=True, array_like=True):
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def offered(listing: Listing, own: Collection[str]) -> Listing:
+def offered(listing: Listing, own: Collection[str], no_cupy: str = "") -> Listing:
     """What of `listing` a worker offers beside its `own` models, which keep their plain names.
 
-    The first of its versions count where there are too many. The worker's loop calls this, so it is quick.
+    `no_cupy` says why it cannot run models of CuPy functions; empty if it can. The first of its versions count
+    where there are too many. The worker's loop calls this, so it is quick.
     """
     left_out = list(listing.left_out)
     taken = set(own)
@@ -63,6 +65,9 @@ def offered(listing: Listing, own: Collection[str]) -> Listing:
         plain = version.folder.partition("/")[0]
         if canonical_model(plain) in taken or version.name in taken:
             clashing.add(plain)
+            continue
+        if version.cupy and no_cupy:
+            left_out.append((version.name, no_cupy))
             continue
         names, name_bytes = names + 1, name_bytes + len(version.name)  # they are ASCII
         if names > MOST_NAMES or len(kept) >= MOST_VERSIONS or name_bytes > MOST_NAME_BYTES:

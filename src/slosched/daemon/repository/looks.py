@@ -85,9 +85,13 @@ class Looks:
         if settled and not current and again:
             known.tried_ns, known.fault = now_ns, ""
             try:
-                source = packed(self._describe(found))
+                source = self._describe(found)
                 known.version = Version(
-                    name_of(found.folder), found.folder, source, found.fingerprint
+                    name_of(found.folder),
+                    found.folder,
+                    packed(source),
+                    found.fingerprint,
+                    bool(source.cupy),
                 )
             except (InvalidConfig, OSError) as error:
                 known.version, known.fault = None, in_words(error)

@@ -57,10 +57,15 @@ def opened(repository: str, version: Version, packages: Packages) -> Iterator[Op
             root = stack.enter_context(root_of(repository))
             _check(root, version)
             source = _with_paths(stack, root, version.folder, source, shown)
-            if source.factory:
+            if source.factory or source.cupy:
                 package = _package(root, version, place, packages)
                 shown[f"{package}."] = ""
-                source = replace(source, factory=f"{package}.{source.factory}", folder="")
+                source = replace(
+                    source,
+                    factory=source.factory and f"{package}.{source.factory}",
+                    cupy=source.cupy and f"{package}.{source.cupy}",
+                    folder="",
+                )
             digest = digest_of(root, version.folder)
             _check(root, version)
         except OSError as error:

@@ -58,7 +58,7 @@ class ServedRepository:
 
     def _take(self, listing: Listing, brain: WorkerBrain, now_ns: int) -> None:
         assert self._port is not None
-        before, found = self._now, offered(listing, self._own)
+        before, found = self._now, offered(listing, self._own, self._port.no_cupy)
         self._now = found
         self._port.offer(found.versions)
         names = tuple(version.name for version in found.versions)

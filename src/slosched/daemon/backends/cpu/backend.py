@@ -31,6 +31,7 @@ class CpuBackend(Plain):
 
     exact = False
     device_name = "cpu"
+    no_cupy = "its factory is for CuPy, which runs on GPUs alone"
 
     def __init__(
         self, config: WorkerConfig, *, clock: Clock = now_ns, silent_ns: int = SILENT_NS

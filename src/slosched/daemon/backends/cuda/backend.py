@@ -81,6 +81,7 @@ class CudaBackend:
         gate = Gate(now_ns)
         self._models = Models(config, self._driver, self._streams, self._urgent_streams)
         self.loadable = self._models.loadable
+        self.no_cupy = self._models.no_cupy
         self._programs: dict[str, Preparable] = {}
         self._made: dict[str, Preparable] = {}  # prepared, and not yet the loop's
         self._retired: list[Preparable] = []  # replaced, perhaps while something of them was armed

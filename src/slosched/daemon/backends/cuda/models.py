@@ -47,7 +47,12 @@ class Models:
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
         }
-        if find_spec("cupy") is not None:
+        self.no_cupy = ""  # why no model of CuPy functions can be built
+        if find_spec("cupy") is None:
+            self.no_cupy = (
+                "its factory needs cupy, which is not installed: pip install 'slosched[gpu]'"
+            )
+        else:
             from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
 
             self._cupy.update({name: None for name in CUPY_ZOO if name not in self._cupy})
@@ -61,7 +66,8 @@ class Models:
         Raises InvalidConfig or what the operator's code raises.
         """
         if name in self._cupy:
-            return self._build_cupy(name, place)
+            wish = self._wishes.get(name, Wish())
+            return self._build_cupy(name, self._cupy[name], wish, place)
         if name in self._specs:
             return self._build_torch(self._specs[name], self._wishes.get(name, Wish()), place)
         version = self.versions.get(name)
@@ -76,6 +82,8 @@ class Models:
         wish = Wish(source.boundary_ns, source.in_flight, source.urgent)
         with opened(self._repository, version, self._packages) as found:
             self.digests[name] = found.digest
+            if found.source.cupy:
+                return self._build_cupy(name, found.source, wish, place)
             return self._build_torch(source_spec(found.source), wish, place)
 
     def changed(self, name: str) -> bool:
@@ -106,16 +114,18 @@ class Models:
             wish=wish,
         )
 
-    def _build_cupy(self, name: str, place: Block) -> Source:
+    def _build_cupy(
+        self, name: str, source: ModelSource | None, wish: Wish, place: Block
+    ) -> Source:
+        """Without a `source` it is one of the zoo's."""
         from slosched.daemon.backends.cuda.cupy_program import CupyModel, CupyProgram
         from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
 
-        source = self._cupy[name]
-        model = CUPY_ZOO[name]() if source is None else _call(source)
+        model = CUPY_ZOO[name]() if source is None else imported(source, source.cupy)()
         if not isinstance(model, CupyModel):
-            assert source is not None
+            named = "the zoo" if source is None else source.cupy
             raise InvalidConfig(
-                f"model {name!r}: {source.cupy} returned a {type(model).__name__}, no CupyModel"
+                f"model {name!r}: {named} returned a {type(model).__name__}, not a CupyModel"
             )
         streams, urgent = self._streams, self._urgent
         program = CupyProgram(name, model, self._driver, streams.capture_stream, place)
@@ -130,10 +140,5 @@ class Models:
             random_weights=model.random_weights,
             labels=("cupy",),
             twin=twin,
-            wish=self._wishes.get(name, Wish()),
+            wish=wish,
         )
-
-
-def _call(source: ModelSource) -> object:
-    factory: Callable[[], object] = imported(source, source.cupy)
-    return factory()
