@@ -47,7 +47,7 @@ def offer() -> None:
 
 
 def run(options: Options, frame: Frame) -> None:
-    frame.expect(len(options.workers))
+    frame.expect({f"workers={workers}": 1.0 for workers in options.workers})
     for place, workers in enumerate(options.workers):
         with frame.cell(f"workers={workers}") as cell:
             if not cell:

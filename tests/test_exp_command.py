@@ -121,12 +121,45 @@ def test_the_page_has_every_experiment_and_command() -> None:
         (["pull", "sgd", "a b", "host"], "user 'a b' is not a user's name"),
         (["all", "--only", "x"], "unknown experiment 'x'"),
         (["all", "--scale", "x"], "--scale must be quick or published"),
+        (["sgd", "--data", "nofile"], "nofile is not a file"),
+        (["matrices", "--systems", "x"], "unknown system 'x'"),
+        (["matrices", "--workers", "1", "--systems", "near"], "near does not run with"),
     ],
 )
 def test_every_wrong_command_is_one_line_that_says_what_to_do(words: list[str], said: str) -> None:
     result = invoke(*words)
     assert result.exit_code == 2 and result.stdout == "", result.output
     assert said in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not [*Path().iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "said"),
+    [
+        (["matrices", "--systems", "slots,dask"], "distributed", "slosched[dask]"),
+        (["matrices", "--systems", "near"], "redis", "slosched[state]"),
+        (["matrices", "--systems", "instances"], "redis-server", "apt install redis-server"),
+        (["matrices", "--kernel", "torch"], "torch", "slosched[torch]"),
+        (["sgd", "--engine", "dask"], "distributed", "slosched[dask]"),
+        (["inference-latency", "--systems", "dask"], "distributed", "slosched[dask]"),
+        (["inference-throughput", "--network", "timm"], "timm", "pip install timm"),
+        (["inference-latency"], "torch", "slosched[torch]"),
+        (["coldstart"], "torch", "slosched[torch]"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_a_run_begins(
+    words: list[str], missing: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(
+        "slosched.faasm.installed.find_spec", lambda name: None if name == missing else name
+    )
+    monkeypatch.setattr(
+        "slosched.faasm.matrices.systems.installed_program",
+        lambda: "" if missing == "redis-server" else "/bin/true",
+    )
+    result = invoke(*words)
+    assert result.exit_code not in (0, 1) and said in result.stderr, result.output
     assert not [*Path().iterdir()]
 
 

@@ -162,6 +162,7 @@ def test_coldstart_measures_every_rung_and_draws_it(tmp_path: Path) -> None:
         (each["what"], each["rung"], each["start"].partition(" (")[0]) for each in frame.records()
     }
     assert {("no-op", "L4", "new process"), ("no-op", "fork", "fork of a template")} <= rows
+    assert set(frame.cells) == set(frame._expected)
     assert {rung for what, rung, _ in rows if what == "MobileNet"} == {
         "L0",
         "L1",
@@ -199,7 +200,7 @@ def test_throughput_measures_a_capacity_and_loads_at_parts_of_it(tmp_path: Path)
     )
     frame = run_experiment(order, say=_nothing, show=_nothing)
     records = frame.records()
-    assert len(records) == 2 * 2 * 3
+    assert len(records) == 2 * 2 * 3 and set(frame.cells) == set(frame._expected)
     for each in records:
         assert each["n"] == sum(each[status] for status in ("ok", "timeout", "refused", "failed"))
         assert each["failed"] == 0

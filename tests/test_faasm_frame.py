@@ -205,6 +205,25 @@ def test_a_cell_is_written_when_it_ends_and_made_once(frame: Frame, tmp_path: Pa
     assert frame.records("missing") == []
 
 
+def test_the_time_that_is_left_is_estimated_before_and_corrected_by_what_cells_took(
+    frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    time_s = 0
+    monkeypatch.setattr(frame, "_say", lines.append)
+    monkeypatch.setattr("slosched.faasm.frame.now_ns", lambda: time_s * 10**9)
+    frame.row("a", {"x": 1})
+    frame.expect({"a": 600.0, "b": 100.0, "c": 1800.0, "d": 3600.0 * 4})
+    assert lines[-1] == "3 of 4 cells are to be made: about 4.5 h, by an estimate"
+    for key, took_s, left in (("b", 200, " 5.5 h"), ("c", 3600, " 7.4 h")):
+        with frame.cell(key) as cell:
+            time_s += took_s
+            cell.row({"x": 1})
+        assert lines[-1] == f"{key}: done in {took_s:.1f} s; about{left} left"
+    frame.row("d", {"x": 1})
+    assert "left" not in lines[-1]
+
+
 def test_wrong_cells_are_refused(frame: Frame) -> None:
     with frame.cell("a") as cell:
         cell.row({"x": 1})

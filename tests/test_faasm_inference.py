@@ -15,7 +15,9 @@ import pytest
 
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
+from slosched.faasm import layout
 from slosched.faasm.inference import claims, measures
+from slosched.faasm.inference.campaign import published_name
 from slosched.faasm.inference.cold import ColdRule, cold_rule, container_pause_ns
 from slosched.faasm.inference.instance import Answer
 from slosched.faasm.inference.load import Arrivals, Closed, Loaded, Open, Run, Sender
@@ -31,6 +33,7 @@ from slosched.faasm.inference.requests import (
     write_outcomes,
 )
 from slosched.faasm.inference.systems import lacks
+from slosched.faasm.inference.throughput import settings_of
 from slosched.units import NS_PER_MS, NS_PER_S
 
 ANSWER = Answer(top=[1, 2, 3, 4, 5], scores=[0.5, 0.2, 0.1, 0.1, 0.1], pid=7, cold_ns=0, infer_ns=5)
@@ -123,7 +126,14 @@ def test_the_first_request_of_each_user_is_cold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("5", "every:5"), ("ratio:0.2", "20%"), ("0%", "none"), (" user ", "user")]
+    ("text", "name"),
+    [
+        ("5", "every:5"),
+        ("ratio:0.2", "20%"),
+        ("0%", "none"),
+        ("every:0", "none"),
+        (" user ", "user"),
+    ],
 )
 def test_rules_are_written_in_several_ways(text: str, name: str) -> None:
     assert cold_rule(text, instances=1, seed=0).name == name
@@ -399,6 +409,37 @@ def test_the_published_scale_is_the_original_s() -> None:
     latency = LatencyOptions().at_scale("published")
     assert latency.rules == ("none", "every:5", "every:50", "every:500")
     assert latency.lasts_ns("published", "every:5", "L3") == 480 * NS_PER_S
+
+
+def test_each_cell_has_a_key_and_a_published_folder_of_its_own() -> None:
+    options = ThroughputOptions(
+        cold=("none", "5", "20%", "user", "ratio:0.2"),
+        rungs=("L3", "L1", "L3"),
+        thinks=("1ms", "1.5ms", "2s", "2000ms"),
+        fractions=(0.5, 0.5),
+    ).at_scale("quick")
+    settings = [
+        each
+        for name in ("slosched", "container", "process")
+        for each in settings_of(options, "quick", name)
+    ]
+    assert len({each.key for each in settings}) == len(settings)
+    closed = [each for each in settings if each.loop == "closed"]
+    folders = {
+        layout.inference(
+            published_name(each, options.rules),
+            cold=cold_rule(each.rule, instances=2, seed=0).interval,
+            threads=1,
+            connections=each.connections,
+            delay_ms=each.think_ns / NS_PER_MS,
+            run_ns=1,
+            latencies_ns=[1],
+        )["folder"]
+        for each in closed
+    }
+    assert len(folders) == len(closed) == 3 * 3 + 2 * 3 * 2 * 3 + 3 * 3
+    assert "tf_image/SYSTEM_FAASM_COLD_5_THREADS_1_CONNS_100_DELAY_2000_logs" in folders
+    assert "tf_image/SYSTEM_NATIVE-20_COLD_5_THREADS_1_CONNS_100_DELAY_1.5_logs" in folders
 
 
 @pytest.mark.parametrize(

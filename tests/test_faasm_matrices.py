@@ -240,10 +240,10 @@ class FakeFrame:
         self.kept: dict[str, list[dict[str, Any]]] = {}
         self.tables: dict[str, list[Mapping[str, Any]]] = {}
         self.said: list[str] = []
-        self.expected = 0
+        self.expected: Mapping[str, float] = {}
 
-    def expect(self, cells: int) -> None:
-        self.expected = cells
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        self.expected = seconds
 
     def has(self, key: str) -> bool:
         return key in self.kept
@@ -361,11 +361,25 @@ class TestReport:
         frame: Any = FakeFrame(tmp_path)
         options = MatricesOptions(sizes=(64,), splits=(0, 1), systems=("whole", "slots"))
         run.run(options, frame)
-        assert frame.expected == len(frame.kept) == 3
+        assert [*frame.expected] == [*frame.kept] and len(frame.kept) == 3
         assert {row["kind"] for row in frame.records()} == {"left out"}
         assert all("GB" in row["why"] for row in frame.records())
         run.report(options, frame)
         assert len(frame.tables["matrices-left-out"]) == 3
+
+    def test_systems_that_are_not_installed_are_left_out_by_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(systems, "_available_bytes", lambda: 10**6)  # none is started
+        monkeypatch.setattr("slosched.faasm.installed.find_spec", lambda name: None)
+        frame: Any = FakeFrame(tmp_path)
+        run.run(MatricesOptions(sizes=(64,), splits=(1,)), frame)
+        left = [line for line in frame.said if "is left out: " in line]
+        assert [line.split()[0] for line in left] == ["dask", "near", "anywhere", "instances"]
+        assert "slosched[dask]" in left[0] and "slosched[state]" in left[1]
+        assert {row["system"] for row in frame.records()} == set(systems.all_systems(2)) - {
+            line.split()[0] for line in left
+        }
 
     def test_nothing_is_measured_for_a_report(self, tmp_path: Path) -> None:
         frame: Any = FakeFrame(tmp_path)

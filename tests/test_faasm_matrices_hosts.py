@@ -111,7 +111,7 @@ def test_a_run_measures_compares_and_leaves_nothing(tmp_path: Path) -> None:
     shown: list[str] = []
     frame = run_experiment(wanted, say=shown.append, show=shown.append)
     records = {each["system"]: each for each in frame.records()}
-    assert set(records) == set(names)
+    assert set(records) == set(names) and set(frame.cells) == set(frame._expected)
     assert all(each["right"] for each in records.values())
     assert records["slots"]["calls"] == 9
     assert records["slots"]["pulled_bytes"] == 0

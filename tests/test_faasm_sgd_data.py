@@ -103,12 +103,20 @@ class TestSvmlight:
             assert (found.columns == rows.columns).all() and (found.offsets == rows.offsets).all()
             assert np.allclose(found.values, rows.values, rtol=1e-12)
 
+    def test_indexes_from_0_and_two_labels_of_any_kind(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "\ufeff1 0:1 3:2\r\n2 3:1\r\n")
+        rows = read_svmlight(path, held_out=0).train
+        assert rows.columns.tolist() == [0, 3, 3], "scikit-learn writes indexes from 0 on"
+        assert rows.labels.tolist() == [-1, 1]
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
             ("+1 1:0.5\n+1 2:x\n", "line 2: 'x' is not a number"),
             ("one 1:1\n", "'one' is not a number"),
-            ("1 0:1\n", "index 0 is not within"),
+            ("1 0:1 0:1\n", "index 0 stands behind 0"),
+            ("1:1 2:1\n", "'1:1' is not a number"),
+            ("2 1:1\n2 2:1\n", "all labels in .* are 2"),
             ("1 3:1 2:1\n", "index 2 stands behind 3"),
             ("1 3:1 3:1\n", "index 3 stands behind 3"),
             ("1 3=1\n", "'3=1' is not INDEX:VALUE"),
@@ -119,6 +127,7 @@ class TestSvmlight:
             ("", "has no example"),
             ("# nothing\n", "has no example"),
             ("1\n-1\n", "no example to train on"),
+            ("1_0 1:1\n-1 1:1\n", "'1_0' is not a number"),
         ],
     )
     def test_says_what_is_wrong_and_where(self, tmp_path: Path, text: str, words: str) -> None:

@@ -56,6 +56,7 @@ class TestARun:
     ) -> None:
         frame, text, _ = done
         keys = {each["key"] for each in frame.records()}
+        assert keys == set(frame._expected) and "by an estimate" in text
         wanted = {f"micro sequential seed={seed}" for seed in (1, 2)} | {"micro scikit-learn"}
         for mode in MODES:
             wanted |= {f"micro {mode} n={n} seed={s}" for n in (1, 3) for s in (1, 2)}
@@ -155,6 +156,9 @@ class TestOtherRuns:
         frame, _ = run(tmp_path / "run", options)
         (facts,) = [each["data"] for each in frame.records() if each.get("data")]
         assert facts["origin"] == "mine.txt" and facts["rows"] == 36
+        path.write_text("\n".join(lines[1:]))
+        with pytest.raises(InvalidConfig, match=r"are not those that the run in .* began with"):
+            run(tmp_path / "run", options, resume=True)
         (row,) = frame.records("data shared n=2 seed=1")
         assert row["accuracy"] is not None and row["updates"] == 4 * facts["nonzeros"]
 

@@ -14,7 +14,9 @@ An experiment is a module with
     def run(options: Options, frame: Frame) -> None        # measures: cells and records
     def report(options: Options, frame: Frame) -> None     # tables and figures, from frame.records() alone
 
-and `report` may be left out where `run` makes the tables itself. A cell is made once:
+    def check(options: Options) -> None                    # raises what a run would end by, before it begins
+
+and `report` may be left out where `run` makes the tables itself, and `check`. A cell is made once:
 
     for workers in options.workers:
         with frame.cell(f"shared workers={workers}") as cell:
@@ -53,6 +55,8 @@ _TABLES, _FIGURES, _RAW, _BILLING = "tables", "figures", "raw", "billing"
 #: A name also names files.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _LONGEST_KEY = 200
+#: The estimate of a run's time counts as much as this part of the run would.
+_WEIGHT_OF_ESTIMATE = 0.02
 
 #: Prints a line.
 Say = Callable[[str], None]
@@ -112,8 +116,8 @@ class Frame:
         self._cells = read_results(directory / RESULTS)
         self._open: Cell | None = None
         self._lock = threading.RLock()
-        self._expected = 0
-        self._made, self._made_ns = 0, 0
+        self._expected: Mapping[str, float] = {}
+        self._expected_ns, self._expected_of_made_s = 0, 0.0
         self._namespaces = 0
         self._gpus: tuple[str, ...] = ()
         self._gpu_idle_bytes = 0
@@ -127,9 +131,19 @@ class Frame:
         """Whether cells are made. False for `slosched exp report`."""
         return self._leaks is not None
 
-    def expect(self, cells: int) -> None:
-        """Say how many cells the run will have, so that progress tells how much is left."""
-        self._expected = cells
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say which cells the run will have, and for each key about how long it takes on a usual machine.
+
+        That is printed before the first one. Behind each, progress tells what is left: the estimate of the
+        others, scaled as the time of those made so far was to its estimate.
+        """
+        self._expected, self._expected_ns, self._expected_of_made_s = seconds, now_ns(), 0.0
+        left = [key for key in seconds if key not in self._cells]
+        if self.measures and left:
+            self.say(
+                f"{len(left)} of {len(seconds)} cells are to be made: about "
+                f"{_duration(sum(seconds[key] for key in left))}, by an estimate"
+            )
 
     @contextmanager
     def cell(self, key: str) -> Iterator[Cell]:
@@ -154,9 +168,8 @@ class Frame:
             yield cell
         finally:
             self._open = None
-        wall_ns = now_ns() - began_ns
-        self._made, self._made_ns = self._made + 1, self._made_ns + wall_ns
-        self._write(cell, wall_ns)
+        self._expected_of_made_s += self._expected.get(key, 0.0)
+        self._write(cell, now_ns() - began_ns)
 
     def _write(self, cell: Cell, wall_ns: int) -> None:
         if not cell.records:
@@ -199,18 +212,20 @@ class Frame:
 
     def _place(self) -> str:
         number = len(self._cells) + 1
-        return f"[{number}/{max(self._expected, number)}] " if self._expected else f"[{number}] "
+        count = len(self._expected)
+        return f"[{number}/{max(count, number)}] " if count else f"[{number}] "
 
     def _left(self) -> str:
-        left = self._expected - len(self._cells)
-        if left <= 0 or not self._made:
+        expected_s = sum(self._expected.values())
+        left_s = sum(each for key, each in self._expected.items() if key not in self._cells)
+        if not left_s:
             return ""
-        left_s = left * self._made_ns / self._made / NS_PER_S
-        return (
-            f"; about {left_s:.0f} s left"
-            if left_s < 100
-            else f"; about {left_s / 60:.0f} min left"
-        )
+        # What lies between cells (starts of engines, above all) counts, too. The estimate has some weight
+        # of its own, so that a first cell that is quick or slow does not decide.
+        gone_s = (now_ns() - self._expected_ns) / NS_PER_S
+        weight_s = _WEIGHT_OF_ESTIMATE * expected_s
+        times = (gone_s + weight_s) / (self._expected_of_made_s + weight_s)
+        return f"; about {_duration(times * left_s)} left"
 
     # ----------------------------------------------------------------------------- what it prints
 
@@ -300,6 +315,12 @@ class Frame:
         while (folder / f"{stem}.{number}.tsv").exists():
             number += 1
         return Billing(files=folder / f"{stem}.{number}", **options)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _check_name(name: str) -> None:

@@ -82,6 +82,8 @@ def run_experiment(order: Order, *, say: Say, show: Say) -> Frame:
     run, MissingPackage, and Leaked if the run left something behind. The cells that were done stay.
     """
     module = module_of(order.experiment)
+    if hasattr(module, "check"):
+        module.check(order.options)
     with open_run(order, say=say, show=show) as frame:
         module.run(order.options, frame)
         if hasattr(module, "report"):

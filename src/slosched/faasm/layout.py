@@ -61,7 +61,7 @@ def inference(
     cold: int,
     threads: int,
     connections: int,
-    delay_ms: int,
+    delay_ms: float,
     run_ns: int,
     latencies_ns: Sequence[int],
 ) -> Published:
@@ -69,7 +69,8 @@ def inference(
 
     `latencies_ns` are those of all answered requests, without correction.
     """
-    name = f"SYSTEM_{_system(system)}_COLD_{cold}_THREADS_{threads}_CONNS_{connections}_DELAY_{delay_ms}_logs"
+    load = f"THREADS_{threads}_CONNS_{connections}_DELAY_{delay_ms:.10g}"
+    name = f"SYSTEM_{_system(system)}_COLD_{cold}_{load}_logs"
     files = {LATENCY: latency_text(latencies_ns, run_ns), INFERENCE_OUTPUT: "No output"}
     return _published(_INFERENCE, name, run_ns, None, files)
 

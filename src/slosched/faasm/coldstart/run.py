@@ -16,7 +16,7 @@ from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame import Frame
 from slosched.faasm.gpu_worker import gpu_words
 from slosched.faasm.inference import functions
-from slosched.faasm.inference.campaign import check_memory, planned
+from slosched.faasm.inference.campaign import check_memory, check_network, planned
 from slosched.faasm.inference.options import ThroughputOptions
 from slosched.faasm.inference.plan import Plan, images
 
@@ -29,13 +29,26 @@ FILL = summary.FILL
 #: A fork takes less memory than a process, so that more are tried.
 FORKS_FOR_ONE = 8
 _WARM_CALLS = 3
+#: About what a new process takes, and an answer: the network on a GPU, or not.
+_START_S = {
+    (NOTHING, False): 0.06,
+    (NOTHING, True): 0.06,
+    (NETWORK, False): 0.7,
+    (NETWORK, True): 9.5,
+}
+_ANSWER_S = {NOTHING: 0.001, NETWORK: 0.035}
+
+
+def check(options: ColdstartOptions) -> None:
+    """Raise MissingPackage without what the network needs."""
+    check_network(options.network)
 
 
 def run(options: ColdstartOptions, frame: Frame) -> None:
     """Measure each rung, without a network and with one. Raises MissingPackage without torch."""
     options = options.at_scale(frame.scale)
     on_gpu = options.device == "cuda"
-    frame.expect(9 if on_gpu else 11)
+    frame.expect(expected_s(options))
     if on_gpu:
         frame.bill_gpus()
     asked = ThroughputOptions(
@@ -52,6 +65,26 @@ def run(options: ColdstartOptions, frame: Frame) -> None:
                 _forks(options, frame, what, each)
                 _fill_forks(options, frame, what, each)
         _calls(options, frame, plan)
+
+
+def expected_s(options: ColdstartOptions) -> dict[str, float]:
+    """The cells, and about how long each takes, in s. `options` are those at scale."""
+    on_gpu = options.device == "cuda"
+    found = {}
+    for what in (NOTHING, NETWORK):
+        start_s = _START_S[what, on_gpu]
+        new = options.repeats if what == NOTHING else max(2, options.repeats // 3)
+        found[f"{what} L4"] = (new + options.instances) * start_s
+        if what == NETWORK:
+            found[f"{what} live"] = start_s + 5 * options.repeats * _ANSWER_S[what]
+        found[f"{what} L4 fill"] = options.fill * (start_s / 2 + _ANSWER_S[what])
+        if what == NOTHING or not on_gpu:
+            forked_s = FORKS_FOR_ONE * options.fill * _ANSWER_S[what]
+            found[f"{what} fork"] = start_s + 0.02 * options.repeats
+            found[f"{what} fork fill"] = start_s + forked_s
+        calls_s = (8 * options.repeats + 6) * _ANSWER_S[what]
+        found[f"{what} slosched"] = 2 + max(4, options.repeats // 3) * start_s + calls_s
+    return found
 
 
 def report(options: ColdstartOptions, frame: Frame) -> None:

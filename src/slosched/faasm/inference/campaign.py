@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from slosched.errors import InvalidConfig, MissingPackage, OutOfResources, Slosc
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
 from slosched.faasm.frame_processes import available_bytes
-from slosched.faasm.inference.choices import SYSTEMS, WARM
+from slosched.faasm.inference.choices import DASK, SYSTEMS, WARM
 from slosched.faasm.inference.cold import cold_rule
 from slosched.faasm.inference.load import Arrivals, Run, Sender
 from slosched.faasm.inference.measures import record
@@ -23,12 +24,14 @@ from slosched.faasm.inference.options import InferenceOptions
 from slosched.faasm.inference.plan import Image, Plan, given, images
 from slosched.faasm.inference.requests import Reply, Request, System, write_outcomes
 from slosched.faasm.inference.systems import Opening, Slosched, check_names, lacks, opened
+from slosched.faasm.installed import check_installed, lack_of
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Pictures that a run's requests have in turn.
 PICTURES = 8
 _WARM_UP = 4
 _WARM_WITHIN_S = 180.0
+_BESIDE_S = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +58,37 @@ class Setting:
         """The name of the cell."""
         return f"{self.system} {self.loop} cold={self.rule} {self.rung}{self.label}"
 
+    @property
+    def expected_s(self) -> float:
+        """About how long it takes: its requests, the last of them, and a part of the system's start."""
+        return self.duration_ns / NS_PER_S + _BESIDE_S
+
 
 #: Makes the arrivals of a setting, when its turn has come.
 MakeArrivals = Callable[[Setting], Arrivals]
 
 
-def systems_of(options: InferenceOptions) -> tuple[str, ...]:
-    """The systems to measure, in their order. Raises UnknownName."""
+def check(options: InferenceOptions) -> None:
+    """Raise what a run would end by: MissingPackage, UnknownName."""
     check_names(options.systems)
-    return tuple(each for each in SYSTEMS if each in (options.systems or SYSTEMS))
+    check_network(options.network)
+    if DASK in options.systems:
+        check_installed("the system dask", "distributed")
+
+
+def check_network(network: str) -> None:
+    """Raise MissingPackage without what the network needs."""
+    check_installed("MobileNet", "torch", *(["timm"] if network == "timm" else []))
+
+
+def systems_of(options: InferenceOptions, say: Callable[[str], None]) -> tuple[str, ...]:
+    """The systems to measure, in their order. By default all that are installed; `say` tells of others."""
+    if options.systems:
+        return tuple(each for each in SYSTEMS if each in options.systems)
+    lack = lack_of("distributed")
+    if lack:
+        say(f"{DASK} is left out: {lack}")
+    return tuple(each for each in SYSTEMS if each != DASK or not lack)
 
 
 def rungs_of(system: str, rule: str, options: InferenceOptions) -> list[str]:
@@ -179,11 +204,11 @@ class Campaign:
             }
             if setting.loop == "closed":
                 fields[layout.PUBLISHED] = layout.inference(
-                    _published_name(setting),
+                    published_name(setting, options.rules),
                     cold=rule.interval,
                     threads=1,
                     connections=setting.connections,
-                    delay_ms=setting.think_ns // NS_PER_MS,
+                    delay_ms=setting.think_ns / NS_PER_MS,
                     run_ns=setting.duration_ns,
                     latencies_ns=[
                         each.latency_ns for each in loaded.outcomes if each.status == "ok"
@@ -260,10 +285,19 @@ def _asked(system: System, picture: Image, rung: str) -> tuple[threading.Event, 
     return over, got
 
 
-def _published_name(setting: Setting) -> str:
-    """FAASM and NATIVE stand for what replaces them: warm slots, and the emulated container."""
+def published_name(setting: Setting, rules: Sequence[str]) -> str:
+    """FAASM and NATIVE stand for what replaces them: warm slots, and the emulated container.
+
+    The published folders name the interval of cold starts alone. A rule that has none (each user's first), or
+    that of a rule before it in `rules`, is in the system's name.
+    """
     name = {"slosched": layout.WARM, "container": layout.NATIVE}.get(setting.system, setting.system)
-    return name if setting.rung in (WARM, "L3") else f"{name}-{setting.rung}"
+    if setting.rung not in (WARM, "L3"):
+        name = f"{name}-{setting.rung}"
+    intervals = {each: cold_rule(each, instances=1, seed=0).interval for each in rules}
+    same = [each for each in rules if intervals[each] == intervals[setting.rule]]
+    by_name = setting.rule == "user" or setting.rule != same[0]
+    return f"{name}-{re.sub('[^a-z0-9.]+', '', setting.rule)}" if by_name else name
 
 
 def _shown(value: float | None) -> str:

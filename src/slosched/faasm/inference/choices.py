@@ -25,6 +25,7 @@ SIZES = {
 }
 NETWORKS = ("auto", "own", "timm")
 DEVICES = ("cpu", "cuda")
+DASK = "dask"
 #: Systems in the order in which they are measured, and what each is.
 ABOUT = {
     "slosched": "a worker with warm slots, which calls share; its scheduler refuses what cannot be in time",
@@ -32,6 +33,6 @@ ABOUT = {
     "container": "a process per instance whose cold starts are EMULATED: the model is dropped (L3) and the "
     "start of a container slept for (mean COLD_START_DELAY_MS, deviation half of it)",
     "loop": "one loop in the process that sends: no system at all",
-    "dask": "Dask's distributed with a process for each instance",
+    DASK: "Dask's distributed with a process for each instance",
 }
 SYSTEMS = tuple(ABOUT)

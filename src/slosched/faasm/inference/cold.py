@@ -65,6 +65,8 @@ def cold_rule(text: str, *, instances: int, seed: int) -> ColdRule:
     if text == "user":
         return ColdRule(name=text, users_first=True)
     if match := _EVERY.fullmatch(text):
+        if not int(match[1]):
+            return ColdRule(name=NEVER)
         return ColdRule(name=f"every:{int(match[1])}", every=int(match[1]), instances=instances)
     if (match := _RATIO.fullmatch(text)) and (match[2] or text.startswith("ratio:")):
         ratio = float(match[1]) / (100 if match[2] else 1)

@@ -11,6 +11,7 @@ from slosched.faasm.inference import summary
 from slosched.faasm.inference.campaign import (
     Campaign,
     Setting,
+    check,
     check_answers,
     planned,
     rungs_of,
@@ -21,6 +22,7 @@ from slosched.faasm.inference.options import LatencyOptions
 from slosched.units import NS_PER_MS
 
 Options = LatencyOptions
+__all__ = ["Options", "check", "report", "run", "settings_of"]
 
 
 def run(options: LatencyOptions, frame: Frame) -> None:
@@ -29,8 +31,9 @@ def run(options: LatencyOptions, frame: Frame) -> None:
     Raises MissingPackage without torch, and WrongAnswer once all is recorded.
     """
     options = options.at_scale(frame.scale)
-    by_system = {name: settings_of(options, frame.scale, name) for name in systems_of(options)}
-    frame.expect(sum(map(len, by_system.values())))
+    systems = systems_of(options, frame.say)
+    by_system = {name: settings_of(options, frame.scale, name) for name in systems}
+    frame.expect({each.key: each.expected_s for cells in by_system.values() for each in cells})
 
     def arrivals(setting: Setting) -> Arrivals:
         return Closed(connections=1, think_ns=options.think_ns, seed=options.seed)
@@ -73,7 +76,7 @@ def settings_of(options: LatencyOptions, scale: str, name: str) -> list[Setting]
                 fields={"think_ms": options.think_ns / NS_PER_MS, "connections": 1},
                 connections=1,
                 think_ns=options.think_ns,
-                label=f" slo={options.slo_ns // NS_PER_MS}ms",
+                label=f" slo={options.slo_ns / NS_PER_MS:g}ms",
             )
             for rule in options.rules[1:2]
         ]

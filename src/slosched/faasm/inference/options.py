@@ -137,7 +137,7 @@ class LatencyOptions(InferenceOptions):
         return dataclasses.replace(
             self,
             cold=self.cold or ((NEVER, "5") if quick else (NEVER, "5", "50", "500")),
-            rungs=self.rungs or RUNGS,
+            rungs=tuple(dict.fromkeys(self.rungs)) or RUNGS,
             workers=self.workers or 1,
             slo_ns=self.slo_ns or 500 * NS_PER_MS,
         )
@@ -196,10 +196,12 @@ class ThroughputOptions(InferenceOptions):
             self,
             cold=self.cold
             or ((NEVER, "20%") if quick else (NEVER, "5", "10", "20", "40", "80", "500")),
-            rungs=self.rungs or ("L3",),
+            rungs=tuple(dict.fromkeys(self.rungs)) or ("L3",),
             workers=self.workers or 2,
-            fractions=self.fractions or ((0.3, 0.7, 1.1) if quick else _FRACTIONS),
-            thinks=self.thinks or (("3s",) if quick else tuple(map(exact_duration, LADDER_NS))),
+            fractions=tuple(dict.fromkeys(self.fractions))
+            or ((0.3, 0.7, 1.1) if quick else _FRACTIONS),
+            thinks=tuple(map(exact_duration, dict.fromkeys(self.thinks_ns)))
+            or (("3s",) if quick else tuple(map(exact_duration, LADDER_NS))),
             slo_ns=self.slo_ns or self.timeout_ns,
         )
 

@@ -13,6 +13,7 @@ from slosched.faasm.inference import summary
 from slosched.faasm.inference.campaign import (
     Campaign,
     Setting,
+    check,
     check_answers,
     planned,
     rungs_of,
@@ -24,6 +25,7 @@ from slosched.faasm.inference.options import ThroughputOptions
 from slosched.units import NS_PER_MS, NS_PER_S
 
 Options = ThroughputOptions
+__all__ = ["Options", "check", "report", "run", "settings_of"]
 _QUICK_CAPACITY_NS = 2 * NS_PER_S
 #: Requests on their way for each instance while the capacity is measured.
 _DEPTH = 2
@@ -32,8 +34,9 @@ _DEPTH = 2
 def run(options: ThroughputOptions, frame: Frame) -> None:
     """Measure each system. Raises MissingPackage without torch, and WrongAnswer once all is recorded."""
     options = options.at_scale(frame.scale)
-    by_system = {name: settings_of(options, frame.scale, name) for name in systems_of(options)}
-    frame.expect(sum(map(len, by_system.values())))
+    systems = systems_of(options, frame.say)
+    by_system = {name: settings_of(options, frame.scale, name) for name in systems}
+    frame.expect({each.key: each.expected_s for cells in by_system.values() for each in cells})
 
     def arrivals(setting: Setting) -> Arrivals:
         if setting.loop == "open":
@@ -116,7 +119,7 @@ def _settings(
             fields={"think_ms": think_ns / NS_PER_MS, "connections": options.connections},
             connections=options.connections,
             think_ns=think_ns,
-            label=f" think={think_ns // NS_PER_MS}ms",
+            label=f" think={think_ns / NS_PER_MS:.10g}ms",
         )
         for think_ns in options.thinks_ns
     ]

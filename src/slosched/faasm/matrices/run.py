@@ -5,40 +5,67 @@ After Faasm (USENIX ATC'20, section 6.4, figure 8), whose two systems took as lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 
-from slosched.errors import SloschedError
+from slosched.errors import MissingPackage, SloschedError
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
+from slosched.faasm.installed import check_installed
 from slosched.faasm.matrices import blocks, functions, summary
 from slosched.faasm.matrices.baselines import Order, measured_apart
 from slosched.faasm.matrices.blocks import Truth
 from slosched.faasm.matrices.options import MatricesOptions
-from slosched.faasm.matrices.systems import Stores, System, chosen, lack_of_memory, opened
+from slosched.faasm.matrices.systems import Stores, System, chosen, lack_of_memory, lacks, opened
 
 #: The first calls of a system, of which no time is kept, are on matrices of that size.
 _WARM_SIZE = 64
+#: For the estimate of a run's time: a core's float32 operations, bytes that calls read and write through the
+#: local tier and through Redis, a call beside them, an element that is made or compared, and what is beside
+#: the products.
+_OPERATIONS_PER_S, _SHARED_BYTES_PER_S, _SENT_BYTES_PER_S = 1.2e11, 2e9, 4e8
+_CALL_S, _ELEMENT_S, _BESIDE_S = 1e-3, 1e-8, 0.7
 
 
 class WrongProduct(SloschedError):
     """A system's product differs from A @ B by more than rounding can: its times mean nothing."""
 
 
+def check(options: MatricesOptions) -> None:
+    """Raise UnknownName, InvalidConfig or MissingPackage for systems that cannot run, where they are named."""
+    systems = chosen(options.systems, options.kernel, options.workers)
+    if options.kernel != "numpy":
+        check_installed(f"the kernel {options.kernel}", options.kernel)
+    for system in systems if options.systems else ():
+        if lack := lacks(system):
+            raise MissingPackage(f"the system {system.name} cannot run: {lack}")
+
+
 def run(options: MatricesOptions, frame: Frame) -> None:
     """Measure every system at every size, and report. Raises WrongProduct once all of it is recorded."""
     options = options.at_scale(frame.scale)
-    systems = chosen(options.systems, options.kernel, options.workers)
+    systems = []
+    for system in chosen(options.systems, options.kernel, options.workers):
+        if lack := lacks(system):
+            frame.say(f"{system.name} is left out: {lack}")
+        else:
+            systems.append(system)
     cells = [
         (system, size, splits)
         for system in systems
         for size in options.sizes
         for splits in splits_of(system, options)
     ]
-    frame.expect(len(cells))
+    frame.expect(
+        {
+            cell_key(system, size, splits): expected_s(system, size, splits, options.repeats)
+            for system, size, splits in cells
+        }
+    )
     truths = {size: Truth(options.seed, size) for size in options.sizes}
     if frame.measures:
         if options.kernel != "numpy":
@@ -85,6 +112,24 @@ def splits_of(system: System, options: MatricesOptions) -> tuple[int, ...]:
     if system.name == "blocked":
         return tuple(each for each in options.splits if each)
     return options.splits
+
+
+def expected_s(system: System, size: int, splits: int, repeats: int) -> float:
+    """About how long a cell takes in s: its products, making its matrices, and the comparison.
+
+    The speeds are those of a usual core, and of the state as it is on one.
+    """
+    cores = 1 if system.one_core else min(len(os.sched_getaffinity(0)), system.slots * system.hosts)
+    if system.name == "whole":
+        cores = len(os.sched_getaffinity(0))
+    product_s = blocks.operations(size) / _OPERATIONS_PER_S
+    made_s = 3 * size * size * _ELEMENT_S
+    if not system.calls:
+        return repeats * product_s / cores + made_s + _BESIDE_S
+    bytes_per_s = _SENT_BYTES_PER_S if system.pushes else _SHARED_BYTES_PER_S
+    product_s += blocks.travelling_bytes(size, splits) / bytes_per_s
+    product_s += blocks.calls(splits) * _CALL_S
+    return repeats * (product_s / cores + 2 * made_s) + _BESIDE_S
 
 
 def cell_key(system: System, size: int, splits: int) -> str:

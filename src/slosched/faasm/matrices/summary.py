@@ -26,7 +26,9 @@ def show(frame: Frame, systems: Sequence[System]) -> None:
     """Write all tables and figures of a run."""
     products = [each for each in frame.records() if each.get("kind") == "product"]
     cells = _cells(products, systems)
-    frame.table("matrices-systems", [{"system": s.name, "is": s.about} for s in systems])
+    measured = {each["system"] for each in frame.records()}
+    there = [{"system": s.name, "is": s.about} for s in systems if s.name in measured]
+    frame.table("matrices-systems", there)
     frame.table("matrices-duration", durations(cells), note=_DURATION_NOTE)
     frame.table("matrices-bytes", moved(cells), note=_BYTES_NOTE)
     frame.table("matrices-overhead", overheads(cells), note=_OVERHEAD_NOTE)

@@ -19,12 +19,13 @@ from slosched.engines import Engine
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 from slosched.faasm import layout
 from slosched.faasm.gpu_worker import CUDA, gpu_words
+from slosched.faasm.installed import lack_of
 from slosched.faasm.matrices import blocks
 from slosched.faasm.matrices.blocks import Plan
 from slosched.faasm.matrices.functions import offered
 from slosched.functions.state import folders
 from slosched.functions.state.opening import open_store
-from slosched.functions.state.server import Server
+from slosched.functions.state.server import NO_PROGRAM, Server, installed_program
 from slosched.functions.state.state import State
 from slosched.functions.state.store import Limits
 
@@ -181,8 +182,20 @@ def _engines(workers: int) -> list[System]:
     ]
 
 
+def lacks(system: System) -> str:
+    """What is not installed of what a system needs; empty if it can run."""
+    if system.engine == "dask":
+        return lack_of("distributed")
+    if system.pushes:
+        return lack_of("redis") or ("" if installed_program() else NO_PROGRAM)
+    return ""
+
+
 def chosen(names: Sequence[str], kernel: str, workers: int) -> list[System]:
-    """The systems of these names, by default all that can run. Raises UnknownName and InvalidConfig."""
+    """The systems of these names, by default all that the kernel and the number of workers allow.
+
+    Raises UnknownName and InvalidConfig.
+    """
     systems = all_systems(workers)
     possible = [each for each in systems if kernel == "numpy" or each in ON_GPU]
     if workers == 1:  # there is nothing to be near to, and one slot is there already

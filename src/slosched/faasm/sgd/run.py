@@ -6,8 +6,9 @@ calls in warm slots here, its containers processes with copies of all state that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from slosched.engines.engine import Engine
 from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
+from slosched.faasm.installed import check_installed
 from slosched.faasm.sgd import summary
 from slosched.faasm.sgd.examples import Examples, Size, size_named
 from slosched.faasm.sgd.kernel import MU, RATE, warm_up
@@ -23,14 +25,15 @@ from slosched.faasm.sgd.measure import lack_of_memory, measured, reached_s
 from slosched.faasm.sgd.options import Options
 from slosched.faasm.sgd.plausibility import by_scikit_learn
 from slosched.faasm.sgd.reference import Curve, sequential
-from slosched.faasm.sgd.svmlight import read_svmlight
+from slosched.faasm.sgd.svmlight import check_readable, read_svmlight
 from slosched.faasm.sgd.synthetic import synthetic
 from slosched.faasm.sgd.training import MODES, NO_INTERVAL, Training, mode_named
+from slosched.functions.state.opening import open_store
 from slosched.functions.state.state import State
 from slosched.functions.state.store import Limits
 from slosched.units import NS_PER_S
 
-__all__ = ["Options", "report", "run"]
+__all__ = ["Options", "check", "report", "run"]
 
 FUNCTIONS = "slosched.faasm.sgd.functions"
 SEQUENTIAL, LIBRARY = "sequential", "scikit-learn"
@@ -41,8 +44,24 @@ _MORE_BYTES = 64 << 20
 _SAMPLE_S = 0.1
 #: Updates are counted in one of this many epochs: the share that is lost does not change over them.
 _COUNTED_PART = 4
+#: For the estimate of a run's time, on a usual core: an update, a push with what is read behind it, one that
+#: adds, a call, a byte that is copied, and what is beside a training.
+_UPDATE_S, _PUSH_S, _ADDING_PUSH_S, _CALL_S, _COPIED_BYTE_S = 6e-9, 4e-4, 7e-4, 1e-3, 1e-9
+_BESIDE_S = 0.2
 #: What every engine trains first, unrecorded, so that its processes are warm and those that wait are known.
 _WARM_UP = Size(train=256, held_out=0, features=1000)
+
+
+def check(options: Options) -> None:
+    """Raise InvalidConfig without the file of examples, MissingPackage, and what a store that is not there
+    raises."""
+    if options.data:
+        check_readable(Path(options.data))
+    if options.engine == "dask":
+        check_installed("the engine dask", "distributed")
+    if not options.store.startswith("embedded"):
+        with closing(open_store(options.store)) as store:
+            store.namespaces()
 
 
 def run(options: Options, frame: Frame) -> None:
@@ -55,8 +74,10 @@ def run(options: Options, frame: Frame) -> None:
         frame.say(f"data of size {size}: {'reading' if options.data else 'making'} them")
         data[size] = _examples(options, size)
     plans = [_Plan(options, frame, size, examples) for size, examples in data.items()]
+    for plan in plans:
+        plan.check_data()
     max(plans, key=lambda plan: len(plan.examples.train)).published = True
-    frame.expect(sum(plan.cells for plan in plans))
+    frame.expect({key: each for plan in plans for key, each in plan.expected_s().items()})
     for plan in plans:
         plan.references()
     for workers in options.workers:
@@ -137,15 +158,42 @@ class _Plan:
         #: Whether --layout faasm has it: the published folders' names do not say the size.
         self.published = False
 
-    @property
-    def cells(self) -> int:
-        modes, options = len(self.options.modes), self.options
-        counted = sum(self._counted(each) for each in options.workers)
-        return 1 + options.repeats + modes * (len(options.workers) * options.repeats + counted)
+    def expected_s(self) -> dict[str, float]:
+        """The cells, and about how long each takes, in s."""
+        options = self.options
+        updates = options.epochs * self.examples.train.nonzeros
+        found = {self._sequential_key(seed): updates * _UPDATE_S for seed in options.seeds}
+        for workers in options.workers:
+            for mode in options.modes:
+                took_s = self._training_s(mode, workers, updates)
+                for seed, counting in self._wanted(workers):
+                    key = self.key(mode, workers, seed, counting)
+                    found[key] = 2 * took_s / _COUNTED_PART if counting else took_s
+        return found | {self._library_key: 4 * updates * _UPDATE_S}
+
+    def _training_s(self, mode: str, workers: int, updates: int) -> float:
+        options, how = self.options, mode_named(mode)
+        steps = options.epochs * workers
+        pushes = steps if options.interval == NO_INTERVAL else steps + updates // options.interval
+        found = updates * _UPDATE_S + pushes * (_ADDING_PUSH_S if how.merge == "sum" else _PUSH_S)
+        if how.private:
+            found += workers * self.examples.nbytes * _COPIED_BYTE_S
+        cores = len(os.sched_getaffinity(0))
+        uploaded_s = self.examples.nbytes * _COPIED_BYTE_S
+        return found / min(workers, cores) + steps * _CALL_S + uploaded_s + _BESIDE_S
 
     def _counted(self, workers: int) -> bool:
         """Whether updates are counted: one worker loses none."""
         return self.options.count_lost and workers > 1
+
+    def check_data(self) -> None:
+        """Raise InvalidConfig if a run that is continued began with other data."""
+        for each in self.frame.records(self._sequential_key(self.options.seed)):
+            if each["data"]["sha256"] != self.examples.digest():
+                raise InvalidConfig(
+                    f"the data of size {self.size} are not those that the run in {self.frame.directory} began "
+                    "with; give another --out"
+                )
 
     # ----------------------------------------------------------------------- what it is held to
 
@@ -154,14 +202,14 @@ class _Plan:
         frame, options = self.frame, self.options
         warm_up()
         for seed in options.seeds:
-            with frame.cell(f"{self.size} {SEQUENTIAL} seed={seed}") as cell:
+            with frame.cell(self._sequential_key(seed)) as cell:
                 if cell:
                     cell.row(self._sequential(seed))
 
     def library(self) -> None:
         """What scikit-learn finds. Last of all: its semaphores are in the way of processes started later."""
         frame, options = self.frame, self.options
-        with frame.cell(f"{self.size} {LIBRARY}") as cell:
+        with frame.cell(self._library_key) as cell:
             if cell:
                 named = {"size": self.size, "system": LIBRARY}
                 try:
@@ -205,20 +253,30 @@ class _Plan:
 
     # --------------------------------------------------------------------------- what is measured
 
+    def _sequential_key(self, seed: int) -> str:
+        return f"{self.size} {SEQUENTIAL} seed={seed}"
+
+    @property
+    def _library_key(self) -> str:
+        return f"{self.size} {LIBRARY}"
+
     def key(self, mode: str, workers: int, seed: int, counting: bool) -> str:
         return f"{self.size} {mode} n={workers} seed={seed}{' counting' if counting else ''}"
 
-    def missing(self, mode: str, workers: int) -> list[tuple[int, bool]]:
-        """(seed, whether updates are counted) of the cells that are to be made.
+    def _wanted(self, workers: int) -> list[tuple[int, bool]]:
+        """(seed, whether updates are counted) of the cells of a mode.
 
         Counting takes time, so it is a run of its own, with the first seed and a part of the epochs.
         """
         wanted = [(seed, False) for seed in self.options.seeds]
-        wanted += [(self.options.seed, True)] if self._counted(workers) else []
+        return wanted + ([(self.options.seed, True)] if self._counted(workers) else [])
+
+    def missing(self, mode: str, workers: int) -> list[tuple[int, bool]]:
+        """Those that are to be made."""
         frame = self.frame
         return [
             each
-            for each in wanted
+            for each in self._wanted(workers)
             if frame.measures and not frame.has(self.key(mode, workers, *each))
         ]
 

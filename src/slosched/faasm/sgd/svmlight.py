@@ -1,10 +1,12 @@
-"""Examples from a file in svmlight's format: lines `LABEL INDEX:VALUE ... [# comment]`, indexes from 1 on.
+"""Examples from a file in svmlight's format: lines `LABEL INDEX:VALUE ... [# comment]`.
 
-Labels are numbers: what is above 0 is positive, the rest negative. Files that end in .gz are decompressed.
+Indexes count from 1, or from 0 in a file that has a 0. Labels are numbers: of two the larger is positive, of
+more those above 0. Files that end in .gz are decompressed.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import math
 from array import array
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from slosched.errors import InvalidConfig
 from slosched.faasm.sgd.examples import FEATURES, Examples, Rows, examples_of
@@ -45,11 +48,12 @@ def read_svmlight(path: Path, *, held_out: float, features: int = FEATURES) -> E
             raise InvalidConfig(f"{path} has more than {MOST_ROWS:,} examples")
     if not labels:
         raise InvalidConfig(f"{path} has no example")
+    indexes = np.frombuffer(columns, np.int32) if columns else np.ones(0, np.int32)
     rows = Rows(
         np.frombuffer(offsets, np.int64),
-        np.frombuffer(columns, np.int32) if columns else np.zeros(0, np.int32),
+        indexes if indexes.min(initial=1) == 0 else indexes - 1,
         np.frombuffer(values, np.float64) if values else np.zeros(0),
-        np.frombuffer(labels, np.float64),
+        _signs(path, np.frombuffer(labels, np.float64)),
     )
     most = int(rows.columns.max()) + 1 if rows.nonzeros else 0
     return examples_of(
@@ -61,12 +65,30 @@ def read_svmlight(path: Path, *, held_out: float, features: int = FEATURES) -> E
     )
 
 
+def _signs(path: Path, labels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 for positive examples, -1 for the others."""
+    found = np.unique(labels)
+    if len(found) == 1:
+        raise InvalidConfig(
+            f"all labels in {path} are {found[0]:g}: there is nothing to tell apart"
+        )
+    return np.where(labels > (found[0] if len(found) == 2 else 0.0), 1.0, -1.0)
+
+
+def check_readable(path: Path) -> None:
+    """Raise InvalidConfig if there is no such file, or it may not be read."""
+    for _ in _lines(path):
+        return
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with _opened(path) as file:
             number = 0
             while line := file.readline(_LONGEST_LINE):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) == _LONGEST_LINE:
                     raise InvalidConfig(f"{path}, line {number}: is longer than 16 MiB")
                 yield number, line
@@ -92,7 +114,7 @@ def _add(
 ) -> None:
     """Append an example; zeros are left out. Raises ValueError with what is wrong."""
     label = _number(fields[0])
-    before = 0
+    before = -1
     for field in fields[1:]:
         index_text, colon, value_text = field.partition(b":")
         if not colon or not index_text.isdigit():
@@ -100,20 +122,22 @@ def _add(
                 continue
             raise ValueError(f"{_shown(field)} is not INDEX:VALUE")
         index = int(index_text)
-        if not 1 <= index <= MOST_FEATURES:
-            raise ValueError(f"index {index} is not within 1..{MOST_FEATURES:,}")
+        if index > MOST_FEATURES:
+            raise ValueError(f"index {index} is not within 0..{MOST_FEATURES:,}")
         if index <= before:
             raise ValueError(f"index {index} stands behind {before}; indexes ascend")
         before = index
         value = _number(value_text)
         if value:
-            columns.append(index - 1)
+            columns.append(index)
             values.append(value)
-    labels.append(1.0 if label > 0 else -1.0)
+    labels.append(label)
 
 
 def _number(text: bytes) -> float:
     try:
+        if b"_" in text:  # which Python takes within a number
+            raise ValueError
         value = float(text)
     except ValueError:
         raise ValueError(f"{_shown(text)} is not a number") from None

@@ -17,6 +17,10 @@ from slosched.output_files import make_folder
 
 #: Valkey speaks the same protocol.
 _PROGRAMS = ("redis-server", "valkey-server")
+NO_PROGRAM = (
+    "redis-server is not installed: `apt install redis-server` (Debian and Ubuntu); "
+    "without it --store embedded serves one host"
+)
 #: It may have much to read that it kept.
 _READY_NS = 60_000_000_000
 _END_S = 10.0
@@ -30,6 +34,11 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
+def installed_program() -> str:
+    """The path of a server's program; empty without one."""
+    return next(filter(None, map(shutil.which, _PROGRAMS)), "")
+
+
 class Server:
     """`keep`: the folder of an append-only file, with which data outlives the server. Without it, memory alone.
 
@@ -37,12 +46,9 @@ class Server:
     """
 
     def __init__(self, port: int, *, keep: Path | None = None, program: str | None = None) -> None:
-        found = program or next(filter(None, map(shutil.which, _PROGRAMS)), None)
-        if found is None:
-            raise MissingPackage(
-                "redis-server is not installed: `apt install redis-server` (Debian and Ubuntu); "
-                "without it --store embedded serves one host"
-            )
+        found = program or installed_program()
+        if not found:
+            raise MissingPackage(NO_PROGRAM)
         if keep is not None:
             make_folder(keep)
         folder = str(keep.absolute()) if keep is not None else tempfile.gettempdir()
