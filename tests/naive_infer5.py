@@ -14,6 +14,7 @@ from naive_placement import NaivePlacement
 from slosched.codes import Code
 from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
 from slosched.core.scheduler.anti_starvation import OTHERS_PER_TURN, PATIENCE_NS
+from slosched.core.scheduler.batch_choice import _PADDING_GAIN, _SPARE_COST
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import _LEAD_SLACK_NS
 from slosched.core.scheduler.expiry import ExpiryHeap
@@ -24,15 +25,10 @@ from slosched.core.scheduler.forecast import (
     _REMEMBERED,
     WORTH_NS,
 )
+from slosched.core.scheduler.losses import _LOSS_WEIGHT
 from slosched.core.scheduler.plans import _LOOKED_AT
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.policies.infer5 import (
-    _FLOODED,
-    _LOSS_WEIGHT,
-    _PADDING_GAIN,
-    _SPARE_COST,
-    Infer5,
-)
+from slosched.core.scheduler.policies.infer5 import _FLOODED, Infer5
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.core.scheduler.urgency import (

@@ -80,7 +80,7 @@ def test_under_a_flood_an_answer_has_the_clients_way_to_spare_where_there_is_a_c
         rig.infer(urgent, slo_ms=4.9)
         if not alone:
             rig.infer(patient, slo_ms=6)
-        rig.scheduler.policy._loss = loss  # type: ignore[attr-defined]
+        rig.scheduler.policy._losses.share = loss  # type: ignore[attr-defined]
         rig.step(1.95)
         _, second = rig.to_worker(Infer)
         assert second.model_id == (running, urgent, patient)[expected].model_id

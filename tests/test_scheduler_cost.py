@@ -49,7 +49,7 @@ def simulated(
         slo_ns = round(chance.uniform(*slo_ms) * MS)
         demands.append(Demand(round(at_ns), chance.randrange(copies), slo_ns=slo_ns))
     policy = policy_of(simulation)
-    policy.gpus_looked_at = policy.gpus_asked = policy.models_looked_at = 0
+    policy.gpus_looked_at = policy.gpus_asked = policy.batches.models_looked_at = 0
     simulation.outcome = Outcome()
     return policy, simulation.run(models, demands, settle_ns=5 * NS_PER_S)
 
@@ -67,7 +67,7 @@ def test_models_looked_at_grow_no_faster_than_the_logarithm_of_those_that_wait(
         policy, _ = simulated(
             2, copies, rate, (max(8.0, slo_ms / 2), max(12.0, slo_ms)), 2000, max_batch
         )
-        looked_at[copies] = policy.models_looked_at / policy.gpus_asked
+        looked_at[copies] = policy.batches.models_looked_at / policy.gpus_asked
     for copies, average in looked_at.items():
         assert average <= 4 * math.log2(copies), looked_at
 

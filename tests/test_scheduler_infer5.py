@@ -249,11 +249,11 @@ def test_losses_raise_the_credit_for_larger_batches_and_service_lowers_it() -> N
     for _ in range(50):
         rig.infer(model, slo_ms=1)
     rig.step()
-    raised = policy._loss  # type: ignore[attr-defined]
+    raised = policy._losses.share  # type: ignore[attr-defined]
     assert 0.4 < raised < 0.5  # 1 - 0.988 ** 50
     rig.infer(model, slo_ms=50)
     rig.step()
-    assert policy._loss == pytest.approx(raised * 0.988)  # type: ignore[attr-defined]
+    assert policy._losses.share == pytest.approx(raised * 0.988)  # type: ignore[attr-defined]
 
 
 def test_without_any_gpu_requests_are_refused_in_words() -> None:

@@ -6,7 +6,7 @@ that can start soonest, at s:
 1. every request that cannot be in time even alone, starting at s, is answered at once;
 2. for each model and batch class b, the i oldest requests that are too old for b are skipped; the k
    that follow are a candidate if k is more than the next smaller class holds, and if a padded batch
-   (k < b) costs no more GPU time for each request than that class does when full;
+   (k < b) costs no more GPU time for each request than that class does when full (batch_choice.py);
 3. the smallest key goes, where e is the exec time of b, and everything is in units of the model's b1:
 
        key = d_first + d_head / 4 - g k + (l - 1) e + delta i
@@ -18,8 +18,8 @@ that can start soonest, at s:
 5. a request that arrives is refused at once if a forecast of its queue gives it no chance (forecast.py).
 
 This is earliest virtual deadline first with credit for serving many at once. x is the share of requests
-lost lately: the more requests are lost, the more efficiency counts against urgency. A model that was starved
-has a turn before all this (anti_starvation.py).
+lost lately (losses.py): the more requests are lost, the more efficiency counts against urgency. A model that
+was starved has a turn before all this (anti_starvation.py).
 
 A promise leaves the exec estimator's margin and the margin of the worker's return latency before the deadline;
 behind another inference also that one's margin, the two as independent errors add up (root of the squares). A
@@ -34,18 +34,18 @@ only when something changed for it (dispatch_windows.py). The decisions are thos
 
 from __future__ import annotations
 
-import math
 from bisect import insort
-from collections.abc import Iterable
 
 from slosched.codes import Code
 from slosched.core.scheduler.anti_starvation import AntiStarvation
+from slosched.core.scheduler.batch_choice import BatchChoice
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.joint_batches import Joint, by_queue, joint_batch
 from slosched.core.scheduler.length_classes import programs
+from slosched.core.scheduler.losses import Losses
 from slosched.core.scheduler.near_calls import CALM, Choice, NearCalls, first_due
 from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
@@ -60,40 +60,20 @@ from slosched.core.scheduler.plans import (
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.placements import make_placement
-from slosched.core.scheduler.queues import first_from, take_by_due
+from slosched.core.scheduler.queues import take_by_due
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request
 from slosched.core.scheduler.urgency import (
-    CREDIT,
-    CREDIT_SLOPE,
-    PENALTY,
-    PENALTY_SLOPE,
-    ROUNDING_NS,
-    WEIGHT,
-    WEIGHT_SLOPE,
-    Entry,
     Urgency,
 )
 from slosched.core.scheduler.weights import (
     standing_of,
-    take_worth_most,
-    value_aboard,
     value_of,
     was_stepped_over,
-    worth_most,
 )
 
-#: Weight of one request in the moving average of losses.
-_LOSS_WEIGHT = 0.012
-#: Above this loss rate, prefer batches whose answers still leave time for the client's network latency, if
-#: that costs at most `_SPARE_COST` times the GPU time per request.
-_FLOODED, _SPARE_COST = 0.3, 1.25
-#: When no other model waits, splitting into a smaller full batch and a follow-up is possible, so a padded
-#: batch must beat it by this factor.
-_PADDING_GAIN = 1.07
-#: Up to this number of waiting models are examined in any order.
-_FEW_QUEUES = 3
-_NO_KEY = math.inf
+#: Above this loss rate, prefer batches whose answers still leave time for the client's network latency.
+_FLOODED = 0.3
 
 
 class Infer5:
@@ -127,16 +107,12 @@ class Infer5:
         preempts = cluster.config.preempt
         self._overtaking = Overtaking(cluster, self._waiting) if preempts else None
         self._near = NearCalls(cluster, self._urgency, commit=self._commit)
-        self._loss = 0.0
-        self._unit = 1.0  # the average weight of lost requests, which counts as 1
+        self._losses = Losses()
+        self.batches = BatchChoice(self._urgency, self._losses)
         self._now_ns = 0
-        #: More requests are hopeless than one step answers: those that cannot be in time with a start from this
-        #: time on. 0: all are answered.
-        self._hopeless_ns = 0
-        #: The cost of decisions: GPUs examined for a request, GPUs asked for a batch, models examined for that.
+        #: The cost of decisions: GPUs examined for a request, GPUs asked for a batch.
         self.gpus_looked_at = 0
         self.gpus_asked = 0
-        self.models_looked_at = 0
 
     # -------------------------------------------------------------------------------- facts
 
@@ -150,8 +126,8 @@ class Infer5:
             return
         weight = request.weight
         if self._shares is not None:
-            weight = self._shares.value(request, self._loss)
-        value = weight / self._unit
+            weight = self._shares.value(request, self._losses.share)
+        value = weight / self._losses.unit
         if value != 1.0 or request.policy_data is not None:
             standing_of(request).value = value
         forecast = self._forecast
@@ -281,15 +257,13 @@ class Infer5:
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _lost(self, request: Request, now_ns: int) -> None:
-        self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
-        if request.weight != self._unit:
-            self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
+        self._losses.lost(request)
         if request.instance.resident_on:
             self._placement.short_of(request.instance, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1: answer requests that cannot start in time anywhere; as many as one step may answer."""
-        self._hopeless_ns = 0
+        self.batches.hopeless_ns = 0
         first_ns, order = self._expiry.first_ns(), self._cluster.free_order.entries
         soonest_ns = NEVER_NS
         if order:  # no GPU can start a new action before this
@@ -316,12 +290,7 @@ class Infer5:
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
         due_ns = self._expiry.next_ns()
         if due_ns is not None and due_ns < soonest_ns:
-            self._hopeless_ns = soonest_ns
-
-    def _hopeless(self, gpu: Gpu, queue: Queue) -> int:
-        """The number of unanswered requests of `queue` that are hopeless by the times of `gpu`."""
-        needs_ns = gpu.tables[queue.program].single.expected_ns + gpu.worker.returns.expected_ns
-        return first_from(queue.requests, self._hopeless_ns + needs_ns - queue.rest_ns)
+            self.batches.hopeless_ns = soonest_ns
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -394,12 +363,12 @@ class Infer5:
         turn = self._turn(gpu, start_ns, now_ns)
         choice, all_late = turn, False
         if choice is None:
-            if gpu.host and self._loss < CALM:
+            if gpu.host and self._losses.share < CALM:
                 choice, all_late = first_due(gpu, self._waiting.values(), start_ns)
             else:
-                choice, all_late = self._best_batch(gpu, start_ns)
-            if choice is not None and self._loss > _FLOODED:
-                choice = self._with_time_to_spare(gpu, choice, start_ns)
+                choice, all_late = self.batches.best(gpu, start_ns, now_ns)
+            if choice is not None and self._losses.share > _FLOODED:
+                choice = self.batches.with_time_to_spare(gpu, choice, start_ns, now_ns)
         self._windows.asked(gpu, retry_when_faster=all_late)
         if self._near and turn is None:
             choice = self._near.instead_of(choice, gpu, start_ns)
@@ -408,19 +377,6 @@ class Infer5:
         expected_ns = self._commit(gpu, choice, start_ns, now_ns)
         self._anti_starvation.served(choice[0], expected_ns, turn=turn is not None)
         return True
-
-    def _with_time_to_spare(self, gpu: Gpu, choice: Choice, start_ns: int) -> Choice:
-        """A batch whose answers leave time for the client's network latency, if it costs little more."""
-        worker = gpu.worker
-        to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
-        sparing, _ = self._best_batch(gpu, start_ns + to_spare_ns)
-        if sparing is None:
-            return choice
-        cost_ns, other_ns = (
-            gpu.tables[queue.program].estimators[batch].expected_ns / taken
-            for queue, _, taken, batch in (choice, sparing)
-        )
-        return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> Choice | None:
         """A batch of a starved model that must run next on `gpu`; None: decide as usual."""
@@ -432,129 +388,18 @@ class Infer5:
             return None
         for queue in due:
             if queue.requests:
-                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, queue),))
+                choice, _ = self.batches.best(gpu, start_ns, now_ns, only=queue)
                 if choice is not None:
                     return choice
         self._anti_starvation.none_fits(due)
         return None
-
-    def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
-        """Waiting queues that `gpu` may serve, ascending by the bound on their keys."""
-        waiting, urgency = self._waiting, self._urgency
-        if len(waiting) <= _FEW_QUEUES:
-            return [(0.0, urgency.since[i], q) for i, q in waiting.items()]
-        if len(gpu.resident) * 4 < len(waiting):
-            return urgency.among(gpu.resident.values(), self._loss)
-        return urgency.in_order(self._loss)
-
-    def _before(self, gpu: Gpu) -> tuple[int, int]:
-        """(when a request alone likely ends on an idle GPU, but for its exec; 0: not idle), and the spread
-        of what runs before. An idle GPU loses nothing by trying what is likely in time, and learns by it.
-        """
-        if len(gpu.exec.outstanding) >= gpu.exec.width:
-            return 0, gpu.exec.outstanding[-1].spread_ns
-        worker = gpu.worker
-        return self._now_ns + worker.transit.expected_ns + worker.returns.expected_ns, 0
-
-    def _best_batch(
-        self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
-    ) -> tuple[Choice | None, bool]:
-        """Return the batch of the smallest key (among `entries` if given), and whether some resident model
-        has only requests that are too old.
-        """
-        best: Choice | None = None
-        best_key, best_since, all_late, looked_at = _NO_KEY, 0, False, 0
-        loss = self._loss
-        credit = CREDIT + CREDIT_SLOPE * loss
-        weight = WEIGHT + WEIGHT_SLOPE * loss
-        penalty = PENALTY + PENALTY_SLOPE * loss
-        returns = gpu.worker.returns
-        floor_ns = start_ns + returns.margin_ns
-        resident, tables, weighted = gpu.resident, gpu.tables, self._urgency.weighted
-        dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
-        likely_floor_ns, spread_ns = self._before(gpu)
-        for bound, since, queue in self._in_order(gpu) if entries is None else entries:
-            if bound > best_key + ROUNDING_NS:
-                break
-            looked_at += 1
-            if queue.instance.model_id not in resident:
-                continue
-            requests, rest_ns = queue.requests, queue.rest_ns
-            waiting = len(requests)
-            table = tables[queue.program]
-            single_ns = table.single.expected_ns
-            hopeless = self._hopeless(gpu, queue) if self._hopeless_ns else 0
-            if hopeless == waiting:
-                continue
-            first_ns = head_ns = requests[hopeless].due_ns
-            left, skipped, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
-            for batch, estimator in table.classes:
-                if left <= smaller:
-                    break
-                expected_ns = estimator.expected_ns
-                if likely_floor_ns and smaller == 0:
-                    needs_ns = likely_floor_ns + expected_ns
-                elif spread_ns:
-                    spare_ns = math.isqrt(spread_ns**2 + (estimator.margin_ns - expected_ns) ** 2)
-                    needs_ns = floor_ns + expected_ns + spare_ns
-                else:
-                    needs_ns = floor_ns + estimator.margin_ns
-                needs_ns -= rest_ns  # in time is what ends by the deadline, not by the due date
-                if first_ns < needs_ns:
-                    skipped = first_from(requests, needs_ns, skipped + 1)
-                    first_ns = requests[skipped].due_ns if skipped < waiting else first_ns
-                left = waiting - skipped
-                taken = left if left < batch else batch
-                # Padding must pay: as many requests per millisecond as the full smaller class, or more.
-                if taken > smaller and (
-                    taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
-                ):
-                    value, batch_ns = float(taken), first_ns
-                    if weighted and queue.queue_id in weighted:
-                        aboard = worth_most(requests, skipped, taken, credit * single_ns, loss)
-                        value, batch_ns = value_aboard(aboard, loss), aboard[0].due_ns
-                    key = (
-                        batch_ns
-                        + head_ns / 4
-                        + weight * expected_ns
-                        + (penalty * (skipped - hopeless) - credit * value) * single_ns
-                    )
-                    if key < best_key or (key == best_key and since < best_since):
-                        best, best_key, best_since = (queue, skipped, taken, batch), key, since
-                smaller, smaller_ns = batch, expected_ns
-            all_late |= skipped == waiting
-        self.models_looked_at += looked_at
-        return best, all_late
-
-    def _take(self, gpu: Gpu, choice: Choice) -> list[Request]:
-        """Take the batch's requests out of the queue, and mark those that it skipped."""
-        queue, skipped, taken, _ = choice
-        waiting = queue.requests
-        if queue.queue_id not in self._urgency.weighted:
-            requests = waiting[skipped : skipped + taken]
-            del waiting[skipped : skipped + taken]
-        else:
-            credit = CREDIT + CREDIT_SLOPE * self._loss
-            single_ns = gpu.tables[queue.program].single.expected_ns
-            requests, skipped = take_worth_most(
-                waiting, skipped, taken, credit * single_ns, self._loss
-            )
-            weighted = sum(value_of(request) != 1.0 for request in requests)
-            self._urgency.weighs_no_more(queue, weighted)
-        if queue.instance.function is not None:
-            skipped = 0  # they were late, or others are near
-        for request in waiting[self._hopeless(gpu, queue) if self._hopeless_ns else 0 : skipped]:
-            (request.policy_data or standing_of(request)).stepped_over = True
-        self._urgency.shrank(queue)
-        self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
-        return requests
 
     def _commit(
         self, gpu: Gpu, choice: Choice, start_ns: int, now_ns: int, *, priority: int = 0
     ) -> int:
         """Send the batch. Returns its expected exec time, ns."""
         queue, _, taken, batch = choice
-        requests = self._take(gpu, choice)
+        requests = self.batches.take(gpu, choice)
         expected_ns = gpu.tables[queue.program].estimators[batch].expected_ns
         if queue.length and self._mixes_lengths and not priority:
             weighted = self._urgency.weighted
@@ -595,5 +440,5 @@ class Infer5:
             self._urgency.shrank(other)
             self._anti_starvation.served(other, 0, turn=False)
             aboard += riders
-        self._loss *= (1.0 - _LOSS_WEIGHT) ** (len(aboard) - len(requests))
+        self._losses.served(len(aboard) - len(requests))
         return sorted(aboard)
