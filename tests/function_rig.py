@@ -109,8 +109,9 @@ class FunctionRig:
         gpu_id: int | None = None,
         frame: bytes | None = None,
         load: bool = True,
+        kind: OpKind = OpKind.CALL,
     ) -> Op:
-        """Begin a call, of which nothing is awaited."""
+        """Begin a call, of which nothing is awaited; with PREPARE its host part."""
         gpu_id = self.host if gpu_id is None else gpu_id
         if load and (gpu_id, name) not in self._loaded:
             done = self.load(name, gpu_id)
@@ -121,7 +122,7 @@ class FunctionRig:
             self.backend.calls.keep(key, [data])
         op = Op(
             op_id=self.number(),
-            kind=OpKind.CALL,
+            kind=kind,
             gpu_id=gpu_id,
             model_id=self._ids[gpu_id, name],
             action_id=key,

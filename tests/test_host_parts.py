@@ -126,7 +126,7 @@ def test_a_client_that_leaves_ends_a_host_part() -> None:
 
 
 def _p99_ns(load: float, share: float, *, said_ns: int) -> int:
-    """Of warm calls with Poisson arrivals at `load` of the lane's capacity, a `share` of them cold."""
+    """The p99 of warm calls with Poisson arrivals at `load` of the lane's capacity, a `share` of them cold."""
     draw, at_ns, arrivals = Random(7), 0, []
     mean_ns = LANE_NS + share * HOST_NS  # each cold one costs that much more without host parts
     for _ in range(1500):

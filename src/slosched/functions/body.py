@@ -66,6 +66,7 @@ class Body:
         self._function, self._ctx = function, ctx
         self._args, self._kwargs = args, kwargs or {}
         self._coroutine: Coroutine[Any, None, Any] | None = None
+        self._prepared = function.prepare is None
         self._begun = self._ended = False
         self._awaited: tuple[int, ...] = ()
 
@@ -74,10 +75,27 @@ class Body:
         """Whether `step` can be called: it has not ended, and all that it awaited is answered."""
         return not self._ended and not self._unanswered()
 
+    def prepare(self) -> Raised | None:
+        """Run the function's `prepare`, which `step` does otherwise. None: `ctx.prepared` has its product."""
+        hook, self._prepared = self._function.prepare, True
+        assert hook is not None
+        try:
+            self._ctx.prepared = hook(self._ctx, *self._args, **self._kwargs)
+        except (SystemExit, KeyboardInterrupt):
+            self._ended = True
+            raise
+        except BaseException as error:
+            self._ended = True
+            return Raised(traceback_text(error))
+        return None
+
     def step(self) -> Step:
         """Run until the next await of unanswered children, or the end. Raises RuntimeError unless `ready`."""
         if not self.ready:
             raise RuntimeError("the call has ended, or awaits children that are unanswered")
+        raised = None if self._prepared else self.prepare()
+        if raised is not None:
+            return raised
         try:
             result = self._continued() if self._begun else self._begin()
         except (SystemExit, KeyboardInterrupt):

@@ -163,7 +163,8 @@ class Context:
     """The first argument of a function: its call, what `init` made, shared state, and calls of others.
 
     `call_id` is the call's number, `function` the name of what it calls and `deadline_ns` its deadline, on the
-    clock of slosched.clock. `init` is the product of the function's init, None without one. `host` carries
+    clock of slosched.clock. `init` is the product of the function's init, None without one, and `prepared` that
+    of its prepare, once that has run. `host` carries
     children, `open_state` opens the run's state when it is first used, and `functions` are those known here by
     name: a child that is named by a text gets its size class and the check of its arguments from there.
     """
@@ -183,6 +184,7 @@ class Context:
         self.function, self.call_id = function, call_id
         self.deadline_ns = deadline_ns
         self.init = init
+        self.prepared: Any = None
         self._host = host
         self._open_state = open_state
         self._state: State | None = None

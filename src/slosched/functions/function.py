@@ -43,15 +43,19 @@ class Function(Generic[R]):
     a process is used again and keeps what calls changed in it; with "reload" each call has a new process that
     imports the module and runs `init` for it alone, so that it is a cold start. An `idempotent` call may run
     again after its process ended. A call that ran for longer than `limit_ns`, its suspensions left out, is
-    ended. `expected_ns` is the first forecast of a call, before any has been measured, and `memory_bytes` what
-    an instance takes. `size` gets the arguments of a call and returns its size class, 0 to 15: durations are
-    forecast for each class apart. Arguments and result have at most `max_payload_bytes` each.
+    ended. With `prepare` each call of a function for GPUs begins with a *host part*: `prepare` gets the context
+    and the arguments, runs in the call's process before the call asks for the lane, and the body sees its
+    product as `ctx.prepared`. `expected_ns` is the first forecast of a call, and of its host part, before any
+    has been measured, and `memory_bytes` what an instance takes. `size` gets the arguments of a call and
+    returns its size class, 0 to 15: durations are forecast for each class apart. Arguments and result have at
+    most `max_payload_bytes` each.
     """
 
     name: str
     body: Callable[..., Any]
     init: Callable[[], Any] | None = None
     gpu: bool = False
+    prepare: Callable[..., Any] | None = None
     slo_ns: int = 0
     reset: Reset = "none"
     idempotent: bool = False
@@ -97,6 +101,7 @@ class Function(Generic[R]):
     @property
     def info(self) -> FunctionInfo:
         """What controllers are told about it."""
+        prepares = self.prepare is not None or (self.gpu and self.reset == "reload")
         return FunctionInfo(
             gpu=self.gpu,
             slo_ns=self.slo_ns,
@@ -104,6 +109,7 @@ class Function(Generic[R]):
             max_payload_bytes=self.max_payload_bytes,
             size_classes=self.size_classes,
             idempotent=self.idempotent,
+            prepare_ns=self.expected_ns if prepares else 0,
         )
 
     @cached_property
@@ -156,6 +162,7 @@ def function(
     *,
     init: Callable[[], Any] | None = None,
     gpu: bool = False,
+    prepare: Callable[..., Any] | None = None,
     slo: Duration | None = None,
     reset: Reset = "none",
     idempotent: bool = False,
@@ -182,6 +189,7 @@ def _made(
     *,
     init: Callable[[], Any] | None = None,
     gpu: bool = False,
+    prepare: Callable[..., Any] | None = None,
     slo: Duration | None = None,
     reset: Reset = "none",
     idempotent: bool = False,
@@ -199,7 +207,9 @@ def _made(
             raise problem(f"{option} is True or False, not {value!r}")
     if reset not in get_args(Reset):
         raise problem(f"reset is one of {', '.join(get_args(Reset))}, not {reset!r}")
-    for option, hook in (("init", init), ("size", size)):
+    if prepare is not None and not gpu:
+        raise problem("prepare is for functions with gpu=True: in a slot, the body may do as well")
+    for option, hook in (("init", init), ("prepare", prepare), ("size", size)):
         if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
             raise problem(f"{option} must be a plain function, not {hook!r}")
     return Function(
@@ -207,6 +217,7 @@ def _made(
         body=body,
         init=init,
         gpu=gpu,
+        prepare=prepare,
         slo_ns=0 if slo is None else _duration_ns(problem, "slo", slo),
         reset=reset,
         idempotent=idempotent,

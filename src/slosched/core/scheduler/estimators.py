@@ -98,7 +98,7 @@ class ExecTable:
         self.classes = tuple((b, self.estimators[b]) for b in self.batches)
         #: Batch 1: every model has it.
         self.single = self.estimators[self.batches[0]]
-        #: Of the host parts of a function's calls; None: they have none.
+        #: How long host parts of a function's calls take; None: they have none.
         self.host_part: WindowEstimator | None = None
 
     def add(self, batch: int, sample_ns: int) -> None:

@@ -134,7 +134,7 @@ class EmulatedHost:
             self._make_ready(function, op, now_ns)
             return None
         begun = self._lives.get(op.action_id)
-        if begun is not None and op.kind in (OpKind.CALL, OpKind.RESUME):
+        if begun is not None and op.kind is OpKind.RESUME:
             life = begun
         elif op.kind in (OpKind.CALL, OpKind.PREPARE):
             life = self._begin(function, op)

@@ -32,7 +32,7 @@ class OpKind(IntEnum):
     COPY_OUTPUT = 3
     CALL = 4  # a call of a function begins
     RESUME = 5  # the call of `action_id` goes on, with what it awaited
-    PREPARE = 6  # the host part of a call, whose CALL follows
+    PREPARE = 6  # the host part of a call begins, which goes on with a RESUME
 
 
 class Op(_Fact, frozen=True, gc=False):

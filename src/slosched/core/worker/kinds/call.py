@@ -129,7 +129,6 @@ class CallKind(ActionKind[Call]):
             self._ledger.fail(action, *ending, now_ns)
             return
         state.phase, state.prepared = CallPhase.READY, True
-        action.latest_ns = NO_LATEST_NS  # it has begun
         part = peer_span(self._clock, done.span)
         message = action.message
         self._tell(action, CallPrepared(message.session, message.action_id, part))
@@ -138,7 +137,7 @@ class CallKind(ActionKind[Call]):
     def _enter(self, action: PendingAction[Call], now_ns: int) -> None:
         assert action.call is not None
         action.call.phase = CallPhase.RUNNING
-        self._launch(OpKind.CALL, action)
+        self._launch(OpKind.RESUME, action)
 
     def _go_on(self, action: PendingAction[Call], now_ns: int) -> None:
         assert action.call is not None
@@ -151,7 +150,7 @@ class CallKind(ActionKind[Call]):
         message, gpu, instance = action.message, action.gpu, action.instance
         assert gpu is not None and instance is not None
         assert action.call is not None
-        begins = kind is OpKind.CALL and not action.call.prepared
+        begins = kind is not OpKind.RESUME
         op = Op(
             op_id=self._ledger.next_seq(),
             kind=kind,

@@ -24,7 +24,7 @@ from slosched.daemon.backends.functions.loaded import LoadedFunction, Root
 from slosched.daemon.backends.functions.runner import Runner
 from slosched.errors import InvalidConfig, OutOfResources, SloschedError
 from slosched.functions.state.state import State
-from slosched.messages import GpuInfo, GpuStats, Span
+from slosched.messages import HOST_PARTS, GpuInfo, GpuStats, Span
 from slosched.units import NS_PER_S
 
 #: Importing the modules of all functions.
@@ -139,7 +139,7 @@ class FunctionsBackend:
             del self._listed[name]
         self._note(f"not offered, as this worker has no GPU: {', '.join(homeless[:20])}")
 
-    def _make(self, gpu_id: int, name: str) -> LoadedFunction:
+    def _make(self, gpu_id: int, name: str, *, trial: bool = False) -> LoadedFunction:
         listed, config = self._listed[name], self._config
         on_host, reloads = gpu_id == self._host, listed.reset == "reload"
         order = wire.Load(
@@ -158,12 +158,14 @@ class FunctionsBackend:
             self._root,
             listed,
             order,
-            spares=self._spares(listed) if on_host else 1,
+            spares=self._spares(listed, on_host=on_host, trial=trial),
             clock=self._clock,
             announce=self._note,
         )
 
-    def _spares(self, listed: wire.Listed) -> int:
+    def _spares(self, listed: wire.Listed, *, on_host: bool, trial: bool) -> int:
+        if not on_host:  # each has a context on the GPU
+            return HOST_PARTS if listed.prepares and not trial else 1
         restores = listed.reset == "restore"
         return spares_of(self._slots, restores=restores, others=len(self._listed))
 
@@ -237,7 +239,7 @@ class FunctionsBackend:
         gpu_id = self._host
         if self._listed[effect.name].info.gpu:
             gpu_id = min(self.inner.devices)
-        function = self._make(gpu_id, effect.name)
+        function = self._make(gpu_id, effect.name, trial=True)
         self._runner.trial(function, lambda: done(self._prepared(effect, function)))
 
     def _prepared(self, effect: PrepareModel, function: LoadedFunction) -> ModelPrepared:
@@ -259,8 +261,11 @@ class FunctionsBackend:
             output_shape=(1,),
             output_dtype="uint8",
         )
+        info = listed.info
+        if info.gpu and listed.reset == "reload":  # its host part is a cold start
+            info = msgspec.structs.replace(info, prepare_ns=max(1, cold_ns))
         prepared = ModelPrepared(
-            effect.action_id, profile, span, random_weights=False, function=listed.info
+            effect.action_id, profile, span, random_weights=False, function=info
         )
         self._known[listed.name] = prepared
         return prepared

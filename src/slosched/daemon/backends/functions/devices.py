@@ -64,8 +64,9 @@ class HostDevice:
 class GpuWithFunctions:
     """The GPU behind `inner`, on which the calls of `functions` run too.
 
-    A call has the GPU to itself: it begins when no exec of `inner` is unfinished, and an exec that `inner`
-    would arm meanwhile is held until the call is over, or suspended.
+    A call has the GPU to itself, but for its host part, which does not use it. It begins when no exec of
+    `inner` is unfinished, and an exec that `inner` would arm meanwhile is held until the call is over, or
+    suspended.
     """
 
     steady = False
@@ -91,6 +92,9 @@ class GpuWithFunctions:
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         if op.kind is OpKind.LOAD_WEIGHTS and op.model_name in self._functions:
             self._runner.load(op, lambda: self._make(op.gpu_id, op.model_name))
+            return None
+        if op.kind is OpKind.PREPARE:
+            self._runner.launch(op)
             return None
         if op.kind in _CALLS or (op.kind is OpKind.EXEC and (self._call or self._held)):
             self._held.append(op)

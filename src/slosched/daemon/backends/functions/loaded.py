@@ -226,6 +226,8 @@ class LoadedFunction:
             wanted = min(self._spares_now - len(self._idle), self._most_starting) - self._starting
         elif self.reloads and self.ready:
             wanted = self._wanted - len(self._idle) - self._starting
+        elif self.listed.prepares:
+            wanted = self._spares - len(self.children)
         else:
             wanted = int(self._lacks_any and not any(child.call >= 0 for child in self.children))
         for _ in range(wanted):

@@ -118,6 +118,12 @@ class CallProcess:
         self._asked.clear()
         body = Body(self._function, ctx, args, kwargs)
         try:
+            if self._function.prepare is not None:
+                raised = body.prepare()
+                if raised is not None:
+                    return self._raised(raised.text)
+                if not self._stands_still(body, ()):
+                    return False
             while True:
                 step = body.step()
                 if isinstance(step, Returned):
@@ -133,10 +139,14 @@ class CallProcess:
         """Stand still until the call may go on. False: the worker is gone."""
         if self._take_in(body):
             return True
-        _flush()
         if self._gpu:
             _gpu_is_sound()
-        self._tell(wire.Awaits(step.children, now_ns()))
+        return self._stands_still(body, step.children)
+
+    def _stands_still(self, body: Body, children: tuple[int, ...]) -> bool:
+        """Wait until the worker has the call go on. False: the worker is gone."""
+        _flush()
+        self._tell(wire.Awaits(children, now_ns()))
         while True:
             got = self._receive()
             if got is None:

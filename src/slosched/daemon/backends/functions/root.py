@@ -151,6 +151,7 @@ def _found(order: wire.Find) -> Iterator[wire.Found | wire.Failed]:
                 reset=each.reset,
                 expected_ns=each.expected_ns,
                 memory_bytes=each.memory_bytes,
+                prepares=each.prepare is not None,
             )
             for each in every.values()
         ]

@@ -186,7 +186,7 @@ class Runner:
         return self._payloads.pop((action_id, child), b"")
 
     def launch(self, op: Op) -> None:
-        """Begin a CALL or a RESUME, and report its end."""
+        """Begin a CALL, a PREPARE or a RESUME, and report its end."""
         now = self._clock()
         if op.kind is OpKind.RESUME:
             self._resume(op, now)
@@ -234,6 +234,17 @@ class Runner:
         op = call.op
         assert op is not None
         call.child = child
+        prepares = op.kind is OpKind.PREPARE
+        if prepares and not call.function.listed.prepares:
+            self._host_part_over(
+                call, op, call.span(now, now), now
+            )  # it was the start of its process
+            return
+        # A cold start is part of the call where each has one, and of its host part: forecasts learn it.
+        whole = prepares or call.function.reloads
+        self._send_begin(call, op, call.begin_ns if whole else now)
+
+    def _send_begin(self, call: RunningCall, op: Op, now: int) -> None:
         try:
             parcel = Parcel(call.frames)
         except OSError as error:
@@ -246,9 +257,9 @@ class Runner:
         def message(parcel: Parcel) -> wire.ToCall:
             return wire.Begin(call.key, call_id, deadline_ns, parcel.size, parcel.inline)
 
+        call.begun = True
         self._put(call, message, parcel)
-        # A cold start is part of the call where each has one: forecasts learn it.
-        self._runs(call, op, call.begin_ns if call.function.reloads else now)
+        self._runs(call, op, now)
 
     def _resume(self, op: Op, now: int) -> None:
         call = self._calls.get(op.action_id)
@@ -256,9 +267,18 @@ class Runner:
             reason = f"a suspended call of {op.model_name!r} has no process any more"
             self._refuse(op, Code.MODEL_PROCESS_ENDED, reason, now)
             return
+        if not call.begun:
+            call.op = op
+            self._send_begin(call, op, now)
+            return
         key = call.key
         self._put(call, lambda parcel: wire.Resume(key), Parcel(()))
         self._runs(call, op, now)
+
+    def _host_part_over(self, call: RunningCall, op: Op, span: Span, now: int) -> None:
+        call.suspended(now, 0)
+        self._next_ns = min(self._next_ns, call.due_ns)
+        self._events.append(OpDone(op.op_id, span))
 
     def _runs(self, call: RunningCall, op: Op, now: int) -> None:
         call.begins(op, now)
@@ -372,7 +392,10 @@ class Runner:
         op, now = call.op, self._clock()
         assert op is not None
         span = call.span(message.end_ns, now)
-        call.suspended(now, span)
+        if op.kind is OpKind.PREPARE:
+            self._host_part_over(call, op, span, now)
+            return
+        call.suspended(now, span.duration_ns)
         self._next_ns = min(self._next_ns, call.due_ns)
         self._events.append(CallAwaits(op.op_id, span, message.children))
         self.over(op)

@@ -42,6 +42,7 @@ class RunningCall:
     begin_ns: int  # of the op
     frames: Sequence[Frame] = ()  # its arguments, until it begins
     child: CallChild | None = None
+    begun: bool = False  # its process has it, or is about to
     ran_ns: int = 0  # in ops that are over
     held_bytes: int = 0  # results of its children that it has not taken yet
     look_ns: int = NEVER_NS  # when it is looked at next
@@ -54,9 +55,9 @@ class RunningCall:
         self.op, self.begin_ns, self.held_bytes = op, now_ns, 0
         self.look_ns = now_ns + _LOOK_NS
 
-    def suspended(self, now_ns: int, span: Span) -> None:
+    def suspended(self, now_ns: int, ran_ns: int) -> None:
         self.op = None
-        self.ran_ns += span.duration_ns
+        self.ran_ns += ran_ns
         self.look_ns = now_ns + _LOOK_SUSPENDED_NS
 
     def span(self, end_ns: int, now_ns: int) -> Span:

@@ -78,6 +78,7 @@ class Listed(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     reset: str
     expected_ns: int
     memory_bytes: int
+    prepares: bool  # its calls run a `prepare` first
 
 
 class Found(Message, frozen=True):
@@ -167,7 +168,7 @@ class TakenBack(Message, frozen=True):
 
 
 class Awaits(Message, frozen=True):
-    """The call stands still until a Resume."""
+    """The call stands still until a Resume: behind its host part (it awaits nothing), or for `children`."""
 
     children: tuple[Number, ...]
     end_ns: Number
