@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,37 @@ def test_a_process_that_ends_is_not_built_of_other_files(
     offer(rig, repository, "ending/1")
     prepared(rig, "ending:1", 9)
     assert np.array_equal(answer(rig, "ending:1", 9), ROW * 7)
+
+
+def rewrite_unnoticed(file: Path, text: str) -> None:
+    """Other content of the same length, with the times of before, in the same file."""
+    status = file.stat()
+    assert status.st_size == len(text)
+    file.write_text(text)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_other_contents_are_noticed_when_a_process_is_built_again(
+    served: tuple[CpuRig, Repository],
+) -> None:
+    rig, repository = served
+    place = repository.scaled("sly/1", 2.0)
+    offer(rig, repository, "sly/1")
+    first = prepared(rig, "sly:1", 30)
+    rewrite_unnoticed(place / "scale.py", "FACTOR = 7.0\n")
+    rig.backend._processes.by_name["sly:1"].child.kill("the test ends it")
+    words = "sly:1: it cannot be started again"
+    for _ in range(200):
+        rig.poll()
+        if any(words in line for line in rig.said):
+            break
+    [line] = [line for line in rig.said if words in line][:1]
+    assert "not those that it was offered or loaded with" in line
+    assert rig.run(OpKind.LOAD_WEIGHTS, "sly:1", 30).code
+    rig.release("sly:1")
+    second = prepared(rig, "sly:1", 31)
+    assert second.digest != first.digest
+    assert np.array_equal(answer(rig, "sly:1", 31), ROW * 7)
 
 
 def test_what_is_offered_no_more_serves_until_it_is_unloaded(

@@ -99,10 +99,15 @@ def _check(root: int, version: Version) -> None:
             f"model {version.name!r}: {version.folder}: {in_words(error)}"
         ) from None
     if found.fingerprint != version.fingerprint:
-        raise InvalidConfig(
-            f"model {version.name!r}: the files of {version.folder} are not those that it was offered or "
-            "loaded with; unload it and load it again, and write changes into a new version"
-        )
+        raise changed(version)
+
+
+def changed(version: Version) -> InvalidConfig:
+    """The error for a version whose files are others now."""
+    return InvalidConfig(
+        f"model {version.name!r}: the files of {version.folder} are not those that it was offered or "
+        "loaded with; unload it and load it again, and write changes into a new version"
+    )
 
 
 def _with_paths(

@@ -95,21 +95,33 @@ class CpuBackend(Plain):
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         name, begin_ns = effect.name, self._clock()
         version = self._version_of(name)
-        known = self._known.get(name)
+        before = known = self._known.get(name)
+        loaded = name in self._processes.by_name
         if known is not None and not known.suffices(effect.max_batch, effect.max_exec_ns):
             known = None
-        if known is not None and name in self._processes.by_name:
+        if known is not None and loaded:
             done(self._prepared(effect, known, begin_ns))
             return
         batches = tuple(batch for batch in BATCH_CLASSES if batch <= effect.max_batch)
         order = (
-            wire.Prepare(name, batches, effect.max_exec_ns, version=version)
+            wire.Prepare(
+                name=name,
+                batches=batches,
+                max_exec_ns=effect.max_exec_ns,
+                version=version,
+                digest=before.prepared.digest if before is not None and loaded else "",
+            )
             if known is None
             else known.order(name)
         )
 
         def ended(preparation: Preparation) -> None:
             result = preparation.result
+            if result is None and known is not None and version is not None and not loaded:
+                # Its files may be others than those that were measured; nothing runs of these.
+                self._known.pop(name, None)
+                self.prepare(effect, done=done)
+                return
             if result is None:
                 span = self._span(begin_ns)
                 failed = ModelPrepared(

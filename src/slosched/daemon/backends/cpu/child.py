@@ -24,7 +24,7 @@ from slosched.daemon.backends.cpu.serving import Rows, ServedModel
 from slosched.daemon.backends.sources import open_specs, source_spec
 from slosched.daemon.backends.zoo import ModelSpec
 from slosched.daemon.repository.modules import Packages
-from slosched.daemon.repository.opened import opened
+from slosched.daemon.repository.opened import changed, opened
 
 Serve = Callable[[socket.socket], None]
 
@@ -135,6 +135,8 @@ class Child:
             yield self._specs[message.name]
             return
         with opened(self._repository, message.version, self._packages) as found:
+            if message.digest not in ("", found.digest):
+                raise changed(message.version)
             self._digest = found.digest
             yield source_spec(found.source)
 

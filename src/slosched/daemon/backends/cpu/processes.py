@@ -119,7 +119,15 @@ class Known:
 
     def order(self, name: str) -> wire.Prepare:
         """To build the model without measuring it again."""
-        return wire.Prepare(name, (), 0, self.profile, self.prepared.own_state, self.version)
+        return wire.Prepare(
+            name=name,
+            batches=(),
+            max_exec_ns=0,
+            known=self.profile,
+            own_state=self.prepared.own_state,
+            version=self.version,
+            digest=self.prepared.digest,
+        )
 
 
 @dataclass(slots=True)

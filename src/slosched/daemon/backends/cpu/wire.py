@@ -42,7 +42,8 @@ class OpenFailed(Message, frozen=True):
 class Prepare(Message, frozen=True):
     """Build `name`. With `known`, its profile, it is neither checked nor measured again.
 
-    A model of the repository comes with its `version`.
+    A model of the repository comes with its `version`, and one that was built before with the `digest` of its
+    files, which must still be theirs: the version's fingerprint may not show a change.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Prepare(Message, frozen=True):
     known: ModelProfile | None = None
     own_state: tuple[str, ...] = ()
     version: Version | None = None
+    digest: str = ""
 
 
 class Classes(Message, frozen=True):
