@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import Worker, WorkerState
+
+#: A longer latency than this was a pause of one of the two processes, and would teach something wrong.
+_LONGEST_NS = LOST_AFTER_NS
 
 
 class Paths:
@@ -19,9 +23,13 @@ class Paths:
 
     def learn(self, worker: Worker, *, there_ns: int, back_ns: int) -> None:
         """Take one measurement of the latency to `worker` and of the latency back."""
-        if not worker.learn_latency(there_ns=there_ns, back_ns=back_ns):
+        transit, returns = worker.transit, worker.returns
+        moved = 0 <= there_ns < _LONGEST_NS and transit.add(there_ns)
+        if 0 <= back_ns < _LONGEST_NS and returns.add(back_ns):
+            moved = True
+        if not moved:
             return
-        transit_ns, returns_ns = worker.transit.expected_ns, worker.returns.expected_ns
+        transit_ns, returns_ns = transit.expected_ns, returns.expected_ns
         if worker.gpus and transit_ns <= self.least_transit_ns:
             self.least_transit_ns, self._nearest = transit_ns, worker
         elif worker is self._nearest:

@@ -21,7 +21,6 @@ from enum import IntEnum
 from typing import Any
 
 from slosched.codes import ActionType
-from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.client_latency import ClientLatency
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
@@ -305,11 +304,12 @@ class WorkerState(IntEnum):
     LEFT = 3  # it registered and said goodbye, or was away for long: only its name is kept
 
 
-#: Before anything was measured: a LAN's round trip and a busy event loop.
-_DEFAULT_TRANSIT_NS = 500_000
-_DEFAULT_RETURN_NS = 500_000
-#: A longer latency than this was a pause of one of the two processes, and would teach something wrong.
-_LONGEST_PATH_NS = LOST_AFTER_NS
+#: Latency of a message before any was measured: a LAN's round trip and a busy event loop.
+_UNMEASURED_NS = 500_000
+
+
+def _message_latency() -> WindowEstimator:
+    return WindowEstimator(_UNMEASURED_NS, percentile=0.9)
 
 
 @dataclass(slots=True, eq=False)
@@ -364,13 +364,9 @@ class Worker:
     offer: int = 0
     #: Its last heartbeat, which may be of an earlier session.
     beat: Heartbeat = NO_BEAT
-    #: Decision here until received there; exec end there until handled here.
-    transit: WindowEstimator = field(
-        default_factory=lambda: WindowEstimator(_DEFAULT_TRANSIT_NS, percentile=0.9)
-    )
-    returns: WindowEstimator = field(
-        default_factory=lambda: WindowEstimator(_DEFAULT_RETURN_NS, percentile=0.9)
-    )
+    #: Decision here until received there; exec end there until handled here. paths.py measures them.
+    transit: WindowEstimator = field(default_factory=_message_latency)
+    returns: WindowEstimator = field(default_factory=_message_latency)
 
     def has_prepared(self, name: str, result: LoadModelResult) -> None:
         """The model `name` is in its host memory; what an earlier preparation taught is forgotten."""
@@ -398,13 +394,6 @@ class Worker:
         return any(
             gpu.exec.outstanding or gpu.load.outstanding or gpu.suspended for gpu in self.gpus
         )
-
-    def learn_latency(self, *, there_ns: int, back_ns: int) -> bool:
-        """Take one measurement in each direction. True if a prediction moved (paths.py publishes that)."""
-        moved = 0 <= there_ns < _LONGEST_PATH_NS and self.transit.add(there_ns)
-        if 0 <= back_ns < _LONGEST_PATH_NS and self.returns.add(back_ns):
-            moved = True
-        return moved
 
 
 class ModelState(IntEnum):
