@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, MissingPackage, OutOfResources, SloschedError
 from slosched.faasm import layout
 from slosched.faasm.frame import Frame
+from slosched.faasm.frame_leaks import RUN_FOLDER
 from slosched.faasm.frame_processes import available_bytes
 from slosched.faasm.inference.choices import DASK, SYSTEMS, WARM
 from slosched.faasm.inference.cold import cold_rule
@@ -115,7 +117,7 @@ def planned(options: InferenceOptions) -> Iterator[Plan]:
         raise MissingPackage("the network timm needs timm, which is not installed; take own")
     if chosen == "timm" and options.size == "micro":
         raise InvalidConfig("timm has no MobileNet of size micro; take the network own")
-    with tempfile.TemporaryDirectory(prefix="slosched-exp-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{RUN_FOLDER}{os.getpid()}-") as folder:
         weights = Path(folder) / "weights.npy"
         plan = Plan(
             network=chosen,
@@ -156,6 +158,7 @@ class Campaign:
             slo_ns=self._options.timeout_ns,
             logs=self._frame.raw(f"{name}-logs"),
             with_new="L4" in rungs,
+            with_rebuilt="L3" in rungs,
         )
         began_ns = now_ns()
         with opened(name, opening) as system:

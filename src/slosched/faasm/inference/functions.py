@@ -1,7 +1,8 @@
 """The functions of slosched and of Dask that answer pictures. Their module imports no torch; their `init` does.
 
 `classify` is warm, or makes itself cold within its process; a `size` class for each rung lets the scheduler
-forecast these apart. `classify_new` is rung L4: each call has a new process (reset="reload").
+forecast these apart. On a GPU rung L3 is a function of its own: it builds the network before it asks for the lane.
+`classify_new` is rung L4: each call has a new process (reset="reload").
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import slosched
 from slosched.faasm.inference.choices import WARM
-from slosched.faasm.inference.instance import Answer, Instance
+from slosched.faasm.inference.instance import Answer, Built, Instance
 from slosched.faasm.inference.plan import Image, plan_of_environment
 
 _CLASS_OF = {WARM: 0, "L1": 1, "L2": 2, "L3": 3}
@@ -46,6 +47,18 @@ def classify_new(ctx: Any, image: Image) -> Answer:
 def classify_gpu(ctx: Any, image: Image, rung: str = WARM) -> Answer:
     """Answer a picture on the GPU."""
     return _classified(ctx, image, rung)
+
+
+def _rebuilt(ctx: Any, image: Image) -> Built:
+    instance: Instance = ctx.init
+    return instance.rebuilt()
+
+
+@slosched.function(init=load, prepare=_rebuilt, expected="10ms", gpu=True)
+def classify_rebuilt_gpu(ctx: Any, image: Image) -> Answer:
+    """Answer a picture on the GPU by a network that is built for it beside other calls: rung L3."""
+    instance: Instance = ctx.init
+    return instance.answer_placed(image, ctx.prepared)
 
 
 @slosched.function(init=load, expected="5s", gpu=True, reset="reload")

@@ -124,7 +124,7 @@ def read_weights(plan: Plan) -> npt.NDArray[np.float32]:
 
 
 class Network:
-    """The code of the plan's network. It answers once it has weights."""
+    """The code of the plan's network, which is on the host alone until it has weights. Then it answers."""
 
     def __init__(self, plan: Plan) -> None:
         torch.set_num_threads(plan.threads)
@@ -137,11 +137,6 @@ class Network:
         ]
         self._count = sum(count for _, _, count in self._sizes)
         self._placed: dict[str, torch.Tensor] = {}
-        self._counters = {
-            name: torch.zeros(tuple(each.shape), dtype=each.dtype, device=self.device)
-            for name, each in self._module.state_dict().items()
-            if not each.is_floating_point()
-        }
 
     def place(self, block: torch.Tensor) -> None:
         """Take the weights in `block`, one float32 tensor on the network's device, which is kept."""
@@ -158,7 +153,12 @@ class Network:
             for name, part in parts.items():
                 self._placed[name].data = part
             return
-        self._module.load_state_dict({**self._counters, **parts}, assign=True)
+        counters = {
+            name: torch.zeros(tuple(each.shape), dtype=each.dtype, device=self.device)
+            for name, each in self._module.state_dict().items()
+            if not each.is_floating_point()
+        }
+        self._module.load_state_dict({**counters, **parts}, assign=True)
         self._placed = {
             **dict(self._module.named_parameters()),
             **dict(self._module.named_buffers()),

@@ -48,13 +48,17 @@ def lacks(system: str, rung: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How a system is opened. `slo_ns` is the SLO of slosched's requests; `logs` a folder for its processes."""
+    """How a system is opened. `slo_ns` is the SLO of slosched's requests; `logs` a folder for its processes.
+
+    `with_new`: there are requests of rung L4, `with_rebuilt`: of L3.
+    """
 
     plan: Plan
     instances: int
     slo_ns: int
     logs: Path
     with_new: bool
+    with_rebuilt: bool = True
 
 
 def opened(name: str, opening: Opening) -> System:
@@ -93,10 +97,15 @@ class Slosched(_Closing):
         self.slo_ns = opening.slo_ns
         self._call: Any = functions.classify_gpu if on_gpu else functions.classify
         self._new: Any = functions.classify_new_gpu if on_gpu else functions.classify_new
+        # On a GPU an instance that is rebuilt is another process than those that answer meanwhile.
+        self._rebuilt: Any = None
+        if on_gpu and opening.with_rebuilt:
+            self._rebuilt = functions.classify_rebuilt_gpu
+        offered = [self._call, self._rebuilt, self._new if opening.with_new else None]
         words = ["--call-memory", "0"]
         words += gpu_words() if on_gpu else []
         self._engine = LiveEngine(
-            [self._call, self._new] if opening.with_new else [self._call],
+            [each for each in offered if each is not None],
             slots=opening.instances,
             logs=opening.logs,
             worker_options=words,
@@ -108,6 +117,8 @@ class Slosched(_Closing):
         client = self._engine.client
         if request.rung == "L4":
             future = client.start_call(self._new, request.image, slo=slo_s)
+        elif request.rung == "L3" and self._rebuilt is not None:
+            future = client.start_call(self._rebuilt, request.image, slo=slo_s)
         else:
             future = client.start_call(self._call, request.image, request.rung, slo=slo_s)
 
