@@ -92,6 +92,46 @@ class StageReply(msgspec.Struct, frozen=True, array_like=True):
     gpu_id: int = -1
 
 
+class LengthClass(msgspec.Struct, frozen=True, array_like=True):
+    """The batch sizes of one length class, with the times that LoadModelResult has of the longest."""
+
+    length: Number
+    batch_sizes: PerRequest
+    exec_ns: PerRequest
+    boundaries_ns: PerRequest = ()
+
+
+class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A GPU of a worker, or the slots of its host, with the weights that it holds."""
+
+    gpu_id: Number
+    name: Name
+    pages: Number
+    page_bytes: Number
+    resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
+    slots: Number = 1  # execs at a time
+    host: bool = False  # not a GPU: the host's slots, for calls of functions
+
+
+class GpuStats(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The driver's last report about a GPU. -1: the card does not report this value."""
+
+    gpu_id: Number = 0
+    name: Name = ""
+    uuid: Name = ""
+    driver: Name = ""
+    sm_percent: Number = -1  # of the last second or less: kernels ran
+    memory_percent: Number = -1  # likewise: the memory was read or written
+    memory_used_bytes: Number = -1
+    memory_total_bytes: Number = -1
+    power_mw: Number = -1
+    energy_mj: Number = -1  # since the driver was loaded
+    temperature_c: Number = -1
+    sm_clock_mhz: Number = -1
+    memory_clock_mhz: Number = -1
+    throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their maximum
+
+
 class Span(msgspec.Struct, frozen=True, array_like=True):
     """When something ran. `duration_ns` is the device's own measure, not `end_ns - begin_ns`."""
 

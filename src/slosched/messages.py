@@ -31,7 +31,10 @@ from slosched.message_types import MAX_TEXT as MAX_TEXT
 from slosched.message_types import NO_SPAN as NO_SPAN
 from slosched.message_types import ActionResult as ActionResult
 from slosched.message_types import FunctionInfo as FunctionInfo
+from slosched.message_types import GpuInfo as GpuInfo
+from slosched.message_types import GpuStats as GpuStats
 from slosched.message_types import Labels, Names, PerRequest, Shape
+from slosched.message_types import LengthClass as LengthClass
 from slosched.message_types import Message as Message
 from slosched.message_types import ModelInfo as ModelInfo
 from slosched.message_types import Name as Name
@@ -374,16 +377,6 @@ ControllerToWorker = ControllerHello | HeartbeatAck | Action | CancelCall | Chil
 # --------------------------------------------------------------------------- worker -> controller
 
 
-class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
-    gpu_id: Number
-    name: Name
-    pages: Number
-    page_bytes: Number
-    resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
-    slots: Number = 1  # execs at a time
-    host: bool = False  # not a GPU: the host's slots, for calls of functions
-
-
 class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Instances of `name` that a worker holds in host memory: runs of ids, each (first id, count), ascending.
 
@@ -438,25 +431,6 @@ class WorkerRefused(Message, frozen=True):
     reason: Text
 
 
-class GpuStats(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """The driver's last report about a GPU. -1: the card does not report this value."""
-
-    gpu_id: Number = 0
-    name: Name = ""
-    uuid: Name = ""
-    driver: Name = ""
-    sm_percent: Number = -1  # of the last second or less: kernels ran
-    memory_percent: Number = -1  # likewise: the memory was read or written
-    memory_used_bytes: Number = -1
-    memory_total_bytes: Number = -1
-    power_mw: Number = -1
-    energy_mj: Number = -1  # since the driver was loaded
-    temperature_c: Number = -1
-    sm_clock_mhz: Number = -1
-    memory_clock_mhz: Number = -1
-    throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their maximum
-
-
 #: Calls that a heartbeat tells of.
 MOST_BEAT_CALLS = 10_000
 
@@ -496,15 +470,6 @@ class ErrorResult(ActionResult, frozen=True, kw_only=True):
     code: Number
     reason: Text
     part: Span = NO_SPAN
-
-
-class LengthClass(msgspec.Struct, frozen=True, array_like=True):
-    """The batch sizes of one length class, with the times that LoadModelResult has of the longest."""
-
-    length: Number
-    batch_sizes: PerRequest
-    exec_ns: PerRequest
-    boundaries_ns: PerRequest = ()
 
 
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """The functions of slosched and of Dask that answer pictures. Their module imports no torch; their `init` does.
 
 `classify` is warm, or makes itself cold within its process; a `size` class for each rung lets the scheduler
-forecast these apart. On a GPU rung L3 is a function of its own: it builds the network before it asks for the lane.
-`classify_new` is rung L4: each call has a new process (reset="reload").
+forecast these apart. On a GPU rung L3 is a function of its own, which builds its network before it asks for the
+lane. `classify_new` is rung L4: each call has a new process (reset="reload").
 """
 
 from __future__ import annotations
