@@ -91,7 +91,16 @@ def test_versions_are_found_and_what_cannot_be_one_is_said(
     (repository.path / ".incoming").mkdir()
     (repository.path / "digits" / "config.pbtxt").write_text("not a version")
     (repository.path / "digits" / ".3").mkdir()
-    for name in ("empty", "a model", "-x", "x" * 201, "digits/01", "digits/latest", "digits/0"):
+    for name in (
+        "empty",
+        "a model",
+        "-x",
+        "x" * 201,
+        "digits/01",
+        "digits/latest",
+        "digits/0",
+        f"digits/{2**64}",
+    ):
         (repository.path / name).mkdir()
     os.mkfifo(repository.path / "pipe")
     with socket.socket(socket.AF_UNIX) as end:
@@ -109,11 +118,12 @@ def test_versions_are_found_and_what_cannot_be_one_is_said(
         "digits/01",
         "digits/latest",
         "digits/0",
+        f"digits/{2**64}",
         "pipe",
         "socket",
     }
     assert "such as empty/1" in found.faults["empty"]
-    assert "whole number" in found.faults["digits/01"]
+    assert "1 to 9 digits, without zeros" in found.faults["digits/01"]
     assert "neither" in found.faults["pipe"]
 
 

@@ -100,7 +100,7 @@ def _look_at_model(look: Look, root: int, name: str) -> None:
                 continue
             versions += 1
             if not _VERSION.fullmatch(entry):
-                reason = "a version is a whole number of at least 1, without zeros in front"
+                reason = "a version is a whole number of 1 to 9 digits, without zeros in front"
                 look.fault(path, reason)
                 continue
             try:
