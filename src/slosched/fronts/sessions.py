@@ -229,7 +229,7 @@ def _load_error(name: str, error: SloschedError) -> FrontError:
     if isinstance(error, PeerUnreachable | ConnectionLost):
         return FrontError(Status.UNAVAILABLE, str(error))
     if isinstance(error, RequestFailed):
-        if error.code == Code.UNKNOWN_MODEL:  # the controller's words list others, which are not for all
+        if error.code == Code.UNKNOWN_MODEL:  # its words list others' names
             return FrontError(Status.NOT_FOUND, f"no worker offers model '{name}' now")
         if error.code == Code.LIMIT_REACHED:
             return FrontError(Status.RESOURCE_EXHAUSTED, str(error))
