@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -392,18 +393,23 @@ def test_state_of_emulated_hosts_is_looked_for_and_a_server_that_ended_is_not(
         assert not host.exists()
 
 
-def test_what_killed_runs_left_in_shared_memory_is_removed(tmp_path: Path) -> None:
+def test_what_killed_runs_left_in_memory_and_among_temporary_files_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait(30)
-    old = Path("/dev/shm") / f"slosched-exp-{ended.pid}-0000"
-    old.mkdir()
-    mine = Path("/dev/shm") / f"slosched-exp-{os.getpid()}-0000"
-    mine.mkdir()
-    try:
-        with watched("exp-test"):
-            assert not old.exists() and mine.exists()
-    finally:
-        mine.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for place in (Path("/dev/shm"), tmp_path):
+        old = place / f"slosched-exp-{ended.pid}-0000"
+        old.mkdir()
+        (old / "weights.npy").touch()
+        mine = place / f"slosched-exp-{os.getpid()}-0000"
+        mine.mkdir()
+        try:
+            with watched("exp-test"):
+                assert not old.exists() and mine.exists()
+        finally:
+            mine.rmdir()
 
 
 # -------------------------------------------------------------------------------------- the process

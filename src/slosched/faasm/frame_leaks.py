@@ -27,8 +27,8 @@ from slosched.functions.state.opening import open_store
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _SHARED_MEMORY = Path("/dev/shm")
-#: How the folder of a run's state begins, before the number of the run's process.
-_FOLDER = "slosched-exp-"
+#: How folders of a run begin, in shared memory and among temporary files, before its process's number.
+RUN_FOLDER = "slosched-exp-"
 #: What has just been told to end gets this time.
 _GRACE_NS = 2_000_000_000
 _LOOK_AGAIN_NS = 20_000_000
@@ -57,7 +57,7 @@ class LeakCheck:
         self._stores: dict[str, None] = {}
         self._before = {process.identity for process in below([os.getpid()])}
         self._files = set(_shared_files())
-        self._state_folder = f"{_FOLDER}{os.getpid()}-{secrets.token_hex(4)}"
+        self._state_folder = f"{RUN_FOLDER}{os.getpid()}-{secrets.token_hex(4)}"
 
     @property
     def state_folder(self) -> str:
@@ -183,10 +183,10 @@ def watched(namespace: str) -> Iterator[LeakCheck]:
 
 
 def _remove_left_behind() -> None:
-    """Remove the state of runs that were killed: those whose process is gone."""
-    for path in _shared_files():
-        pid = path.name.removeprefix(_FOLDER).partition("-")[0]
-        if not path.name.startswith(_FOLDER) or not pid.isdecimal() or read_process(int(pid)):
+    """Remove the folders of runs that were killed: those whose process is gone."""
+    for path in (*_shared_files(), *Path(tempfile.gettempdir()).glob(f"{RUN_FOLDER}*")):
+        pid = path.name.removeprefix(RUN_FOLDER).partition("-")[0]
+        if not path.name.startswith(RUN_FOLDER) or not pid.isdecimal() or read_process(int(pid)):
             continue
         with suppress(OSError):
             if path.lstat().st_uid == os.getuid():

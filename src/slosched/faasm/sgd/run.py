@@ -91,7 +91,9 @@ def run(options: Options, frame: Frame) -> None:
                         if plan.left_out(mode, workers, seed, counting):
                             continue
                         if engine is None:
-                            engine = stack.enter_context(_opened(options, frame, workers, plans))
+                            logs = frame.raw(f"{mode}-{workers}-logs")
+                            opening = _opened(options, frame, workers, plans, logs)
+                            engine = stack.enter_context(opening)
                         plan.train(engine, mode, workers, seed, counting)
     for plan in plans:
         plan.library()
@@ -110,11 +112,18 @@ class _Opened:
 
 
 @contextmanager
-def _opened(options: Options, frame: Frame, workers: int, plans: list[_Plan]) -> Iterator[_Opened]:
-    """Processes for one number of workers in one mode: none has memory of another configuration."""
+def _opened(
+    options: Options, frame: Frame, workers: int, plans: list[_Plan], logs: Path
+) -> Iterator[_Opened]:
+    """Processes for one number of workers in one mode: none has memory of another configuration.
+
+    What slosched's processes print goes to the folder `logs`.
+    """
     room = max(plan.examples.nbytes for plan in plans) + _MORE_BYTES
     limits = Limits(bytes=max(room, Limits().bytes))
     extra: dict[str, Any] = {} if options.engine == "local" else {"slots": workers}
+    if options.engine == "slosched":
+        extra["logs"] = logs
     with (
         State(frame.new_namespace(options.store), options.store, own=True, limits=limits) as state,
         slosched.engines.open(options.engine, [FUNCTIONS], state=state, **extra) as engine,
