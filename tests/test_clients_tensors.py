@@ -60,9 +60,13 @@ def test_texts_and_bytes(inputs: Any) -> None:
     assert [*unpack(info(text, text, ()), packed.frame, 0)["text"]] == [b"\xc3\xa9", b"b"]
 
 
-def test_one_text_of_a_scalar_shape() -> None:
-    text = (Tensor("text", "BYTES", (), 20),)
-    packed = pack(info(text, text, ()), "hello")
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("given", ["hello", b"hello"])
+def test_a_text_alone_is_taken_where_there_is_one_element(
+    shape: tuple[int, ...], given: str | bytes
+) -> None:
+    text = (Tensor("text", "BYTES", shape, 20),)
+    packed = pack(info(text, text, ()), given)
     assert unpack(info(text, text, ()), packed.frame, 0)["text"].item() == b"hello"
 
 
@@ -83,6 +87,11 @@ _TEXT = info((Tensor("text", "BYTES", (1,), 9),), lengths=())
         (info(), {"ids": ids(2).astype(np.int32), "mask": ids(2)}, r"astype\('int64'\)"),
         (_TEXT, [b"123456"], "has 10 bytes .* at most 9"),
         (_TEXT, ["a", "b"], r"of shape \(1,\), not \(2,\)"),
+        (
+            info((Tensor("text", "BYTES", (2,), 20),), lengths=()),
+            "ab",
+            r"of shape \(2,\), not \(\)",
+        ),
         (_TEXT, [3], "takes texts or bytes, not int"),
         (_TEXT, ["\ud800"], "UTF-8"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -187,6 +188,8 @@ def _length(info: ModelInfo, tensor: Tensor, value: Value) -> int:
 
 def _pack_bytes(info: ModelInfo, tensor: Tensor, value: Value) -> bytes:
     array = np.asarray(value, dtype=object)
+    if not array.shape and math.prod(tensor.shape) == 1:  # a text alone
+        array = array.reshape(tensor.shape)
     if array.shape != tensor.shape:
         raise _wrong(
             info, f"{tensor.name} takes texts or bytes of shape {tensor.shape}, not {array.shape}"

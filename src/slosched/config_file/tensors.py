@@ -51,8 +51,8 @@ def tensors_of(
         least = 4 * math.prod(read.shape)
         if read.dtype == BYTES and size < least and min(read.shape, default=1) > 0:
             raise InvalidConfig(
-                f"{place}: BYTES need max_bytes, for all elements together, with 4 bytes for the size of "
-                f"each: at least {least}, not {size}"
+                f"{place}: BYTES need max_bytes, such as '64KiB': the size of all elements together, with "
+                f"4 bytes for the length of each, so at least {least}, not {size}"
             )
         if read.pad and pads is not None:
             pads[name] = read.pad
