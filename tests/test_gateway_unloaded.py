@@ -56,7 +56,7 @@ def test_a_version_that_was_unloaded_by_its_number_is_loaded_by_no_request() -> 
                     await serving.models.look()
                 assert loads(controller) == ["toy:2", "toy:1"]
                 controller.offers = ("toy:1", "toy:2", "toy:3")
-                await until(lambda: serving.models.ready_versions("toy") == ["3"])
+                await until(lambda: serving.models.versions.ready_versions("toy") == ["3"])
                 await _load(serving, "toy:2")
                 assert await _version(ends, version="2") == "2" and await _version(ends) == "3"
                 await _unload(serving, "toy")
@@ -97,7 +97,7 @@ def test_with_explicit_control_a_request_loads_no_other_version_of_what_is_loade
                 await _load(serving, "toy")
                 assert await _version(ends) == "2" and await _version(ends, version="1") == "1"
                 controller.offers = ("toy:1", "toy:2", "toy:3")
-                await until(lambda: serving.models.ready_versions("toy") == ["1", "3"])
+                await until(lambda: serving.models.versions.ready_versions("toy") == ["1", "3"])
                 assert await _version(ends, version="2") == ""
 
     run(work())
@@ -117,7 +117,7 @@ def test_a_load_that_follows_an_unload_while_the_first_load_runs_is_served() -> 
                 await again
                 first.cancel()
                 assert await _version(ends) == "1"
-                assert serving.models.ready_versions("toy") == ["1"]
+                assert serving.models.versions.ready_versions("toy") == ["1"]
                 assert unloads(controller) == []
 
     run(work())
@@ -129,7 +129,7 @@ def test_while_the_workers_are_away_a_name_means_the_newest_version_that_was_kno
             async with service(controller.address) as serving:
                 ends = Ends(serving)
                 assert await _version(ends, version="9") == "9"
-                await until(lambda: serving.models.ready_versions("toy") == ["9", "10"])
+                await until(lambda: serving.models.versions.ready_versions("toy") == ["9", "10"])
                 await _unload(serving, "toy")
                 controller.offers = ()
                 controller.fails = {f"toy:{number}": "no worker is there" for number in (1, 9, 10)}
@@ -154,8 +154,8 @@ def test_versions_that_come_and_go_leave_nothing_behind() -> None:
                     await _unload(serving, f"toy:{number - 1}")
                 await until(lambda: len(unloads(controller)) == 10)
                 await serving.models.look()
-                assert [*serving.models._versions] == [("toy", "11")]
-                assert len(serving.models._unloaded) < 3
+                assert [*serving.models.versions._all] == [("toy", "11")]
+                assert len(serving.models.versions._unloaded) < 3
 
     run(work())
 

@@ -70,7 +70,7 @@ def test_a_newer_version_takes_over_and_the_old_one_ends_when_nothing_runs_on_it
                 await until(lambda: len(controller.of(InferRequest)) == 2)
                 controller.hold = False
                 controller.offers = ("toy:1", "toy:2")
-                await until(lambda: serving.models.ready_versions("toy") == ["2"])
+                await until(lambda: serving.models.versions.ready_versions("toy") == ["2"])
                 second = await ends.of(asked())
                 assert isinstance(second, Answered) and second.version == "2"
                 assert unloads(controller) == []  # a request still runs on it
@@ -80,7 +80,7 @@ def test_a_newer_version_takes_over_and_the_old_one_ends_when_nothing_runs_on_it
                     asked(version="1")
                 )  # asked for by its number, it is loaded beside
                 assert isinstance(old, Answered) and old.version == "1"
-                assert serving.models.ready_versions("toy") == ["1", "2"]
+                assert serving.models.versions.ready_versions("toy") == ["1", "2"]
                 again = await ends.of(asked(model="toy:1"))
                 assert isinstance(again, Answered) and again.version == "1"
                 newest = await ends.of(asked())
@@ -100,11 +100,11 @@ def test_a_version_that_is_taken_back_gives_way_to_the_one_before() -> None:
                 answer = await ends.of(asked())
                 assert isinstance(answer, Answered) and answer.version == "2"
                 controller.offers = ("other",)  # its worker is away: what is loaded stays
-                await until(lambda: "toy" not in [*serving.models._offered])
+                await until(lambda: "toy" not in [*serving.models.versions.offered])
                 answer = await ends.of(asked())
                 assert isinstance(answer, Answered) and answer.version == "2"
                 controller.offers = ("toy:1",)
-                await until(lambda: serving.models.ready_versions("toy") == ["1"])
+                await until(lambda: serving.models.versions.ready_versions("toy") == ["1"])
                 answer = await ends.of(asked())
                 assert isinstance(answer, Answered) and answer.version == "1"
                 assert [
@@ -178,7 +178,7 @@ def test_in_explicit_mode_load_alone_loads() -> None:
                 assert isinstance(error, FrontError)
                 assert error.text == "Request for unknown model: 'toy' is not found"
                 assert not await serving.model_ready("toy", "", serving.callers.everyone)
-                await until(lambda: serving.models.ready_versions("other"))
+                await until(lambda: serving.models.versions.ready_versions("other"))
                 await serving.load("toy", {}, serving.caller(""))
                 assert isinstance(await ends.of(asked()), Answered)
                 assert {"name": "toy"} not in await serving.index(
@@ -281,7 +281,7 @@ def test_a_model_that_an_operator_unloads_is_loaded_again_by_the_next_request() 
                 assert isinstance(await ends.of(asked()), Answered)
                 assert loads(controller) == ["toy", "toy"]
                 controller.loaded.clear()  # and one without requests: the next look finds it out
-                await until(lambda: not serving.models.ready)
+                await until(lambda: not serving.models.versions.ready)
 
     run(work())
 
@@ -310,7 +310,7 @@ def test_a_restarted_controller_gets_the_models_again() -> None:
                 )
 
                 def eight() -> bool:  # what the new controller says of the model holds
-                    form = serving.models.ready[0].form
+                    form = serving.models.versions.ready[0].form
                     return form is not None and form.max_batch == 8
 
                 await until(eight)
@@ -369,7 +369,7 @@ def test_an_answer_that_waited_for_a_restarted_controller_is_asked_for_again_soo
                 monkeypatch.setattr(client, "listing", asked_for)
                 await until(lambda: skipped[0])
                 async with asyncio.timeout(5):
-                    await until(lambda: serving.models.ready_versions("toy") == ["2"])
+                    await until(lambda: serving.models.versions.ready_versions("toy") == ["2"])
 
     run(work())
 
@@ -398,7 +398,7 @@ def test_while_no_worker_has_joined_no_model_is_called_unknown() -> None:
                 assert isinstance(error, FrontError) and error.status is Status.UNAVAILABLE
                 assert await serving.index(serving.callers.everyone, ready=False) == []
                 controller.offers = ("toy",)
-                await until(lambda: serving.models.ready_versions("toy"))
+                await until(lambda: serving.models.versions.ready_versions("toy"))
 
     run(work())
 

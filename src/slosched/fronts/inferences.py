@@ -22,9 +22,9 @@ from slosched.fronts.asked import Answered, Asked, NamedTensor, RegionPart
 from slosched.fronts.callers import Caller
 from slosched.fronts.errors import FrontError, Refusal, Status
 from slosched.fronts.forms import Form
-from slosched.fronts.models import Version
 from slosched.fronts.names import name_and_version
 from slosched.fronts.sessions import Session
+from slosched.fronts.versions import Version
 from slosched.messages import InferReply
 from slosched.transport.codec import Frame
 

@@ -1,14 +1,8 @@
-"""The models that this gateway serves: which versions there are, which are loaded, and which one a name means.
+"""The models that this gateway serves: loads them, gives them up, and looks at what the workers offer.
 
-    (offered) --first request, or load--> loading --> ready
-    loading --it failed--> unavailable                 tried again by a request after FAILED_FOR_NS
-    ready --unload, or a newer version is ready--> unavailable
-    unavailable --load--> loading
-
-A name without a version means the newest version that is ready. When the workers offer a newer one, or no
+versions.py says which versions there are and which one a name means. When the workers offer a newer one, or no
 longer the one that serves, the newest is loaded beside it, takes over when it is ready, and the other is given
-up unless it was asked for by its number. Where `load` alone loads (--model-control explicit), and after an
-`unload`, a request loads nothing.
+up unless it was asked for by its number.
 """
 
 from __future__ import annotations
@@ -22,9 +16,20 @@ from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.forms import Form
-from slosched.fronts.names import Offered, is_version, name_and_version
+from slosched.fronts.names import Offered, asked_version, name_and_version, shortened
 from slosched.fronts.sessions import Session
-from slosched.fronts.statistics import ModelStatistics
+from slosched.fronts.versions import (
+    LOADING,
+    READY,
+    UNAVAILABLE,
+    UNLOADED,
+    Allowed,
+    Version,
+    Versions,
+    everything,
+    no_versions,
+    unknown_model,
+)
 from slosched.gateway_config import GatewayConfig
 from slosched.gpu_profile import canonical_model
 from slosched.units import NS_PER_S
@@ -42,54 +47,11 @@ _FIRST_WITHIN_S = 5.0
 #: What still runs on a version that is given up has this long.
 _GIVE_UP_WITHIN_S = 60.0
 _GIVE_UP_LOOK_S = 0.02
-READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
-_NEVER_LOADED, _UNLOADED = "not loaded", "unloaded"
-
-
-#: Whether a caller may use the model of a name.
-Allowed = Callable[[str], bool]
-
-
-def everything(_: str) -> bool:
-    """An Allowed without limits."""
-    return True
-
-
-class Version:
-    """One version of a model. `full` is the controller's name; `running` inferences have it now."""
-
-    __slots__ = (
-        "asked_for",
-        "base",
-        "failed_ns",
-        "failure",
-        "form",
-        "full",
-        "loading",
-        "reason",
-        "running",
-        "state",
-        "statistics",
-        "version",
-    )
-
-    def __init__(self, base: str, version: str, full: str) -> None:
-        self.base, self.version, self.full = base, version, full
-        self.state, self.reason = UNAVAILABLE, _NEVER_LOADED
-        self.form: Form | None = None
-        self.statistics = ModelStatistics()
-        self.running = 0
-        self.asked_for = False  # by its number: a newer one does not end it
-        self.loading: asyncio.Task[None] | None = None
-        self.failure: FrontError | None = None
-        self.failed_ns = 0
 
 
 class Models:
-    """The table. `house` is the gateway's own session, which holds every model that is ready.
-
-    `sessions` are all that may hold one. `looked` hears each look at the controller: whether it can give work
-    to a GPU.
+    """`house` is the gateway's own session, which holds every model that is ready; `sessions` are all that may
+    hold one. `gpus_ready` says whether the controller could give work to a GPU when it was last asked.
     """
 
     def __init__(
@@ -102,88 +64,31 @@ class Models:
     ) -> None:
         self._house, self._config = house, config
         self._sessions, self._announce = sessions, announce
-        self._versions: dict[tuple[str, str], Version] = {}
-        self._current: dict[str, Version] = {}
-        #: What clients unloaded and loaded, as (name, version); "" means the model as a whole.
-        self._unloaded: set[tuple[str, str]] = set()
-        self._wanted: set[tuple[str, str]] = set()
-        self._offered = Offered()
+        self.versions = Versions(explicit=config.model_control == "explicit")
         self._looked_ns = 0
         self._looking: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.gpus_ready = False  # by the last look
+        self.gpus_ready = False
 
     # --------------------------------------------------------------------------- who serves
 
-    def find(self, model: str, version: str) -> Version | None:
-        """The version that serves now; None if something must be loaded first, or is unknown."""
-        if not version:
-            found = self._current.get(model)
-            if found is not None:
-                return found
-            base, version = name_and_version(model)
-            model = canonical_model(base)
-            if not version:
-                return self._current.get(model)
-        found = self._versions.get((model, version))
-        return found if found is not None and found.state is READY else None
-
     async def ensure(self, model: str, version: str, *, allowed: Allowed = everything) -> Version:
         """The version that serves, loaded if need be. Raises FrontError."""
-        base, version = _joined(model, version)
+        base, version = asked_version(model, version)
         base = await self._known(base, allowed)
-        found = self.find(base, version)
+        versions = self.versions
+        found = versions.find(base, version)
         if found is not None:
             return found
-        entry = self._entry(base, version or self._meant(base))
-        if not self._may_load(entry):
-            raise _no_versions(base) if self._is_unloaded(entry) else unknown_model(base)
+        entry = versions.entry(base, version or versions.meant(base))
+        if not versions.may_load(entry):
+            raise no_versions(base) if versions.is_unloaded(entry) else unknown_model(base)
         if entry.failure is not None and now_ns() < entry.failed_ns + FAILED_FOR_NS:
             raise entry.failure.again()
         entry.asked_for |= bool(version)
         await self._load(entry)
         return entry
-
-    def _meant(self, base: str) -> str:
-        """The version that a name without one would load: the newest that clients did not exclude."""
-        versions = self._offered.versions(base)
-        left = [each for each in versions if (base, each) not in self._unloaded]
-        if self._config.model_control == "explicit" and (base, "") not in self._wanted:
-            left = [each for each in left if (base, each) in self._wanted] or left
-        return left[-1] if left else self._newest(base)
-
-    def _newest(self, base: str) -> str:
-        """The newest version that is offered, or while its workers are away that was; empty: there is none."""
-        known = [each.version for each in self._of(base)]
-        return self._offered.newest(base) or max(known, key=int, default="")
-
-    def _entry(self, base: str, version: str) -> Version:
-        """The version (empty: the newest) as an entry of the table. Raises FrontError if there is none."""
-        wanted = version or self._newest(base)
-        full = self._offered.full(base, wanted)
-        entry = self._versions.get((base, wanted))
-        if entry is None:
-            if not full:
-                raise FrontError(
-                    Status.NOT_FOUND,
-                    f"Request for unknown model: '{base}' version {wanted[:32]} is not found",
-                )
-            entry = self._versions[base, wanted] = Version(base, wanted, full)
-        return entry
-
-    def _is_unloaded(self, entry: Version) -> bool:
-        """Whether a client unloaded it, or its model, and none has loaded it since."""
-        return not self._unloaded.isdisjoint(((entry.base, ""), (entry.base, entry.version)))
-
-    def _may_load(self, entry: Version) -> bool:
-        """Whether a request may load it."""
-        if entry.state is LOADING or self._config.model_control == "on-demand":
-            return not self._is_unloaded(entry)
-        newest = entry.version == self._meant(entry.base)
-        return (entry.base, entry.version) in self._wanted or (
-            newest and (entry.base, "") in self._wanted
-        )
 
     async def _known(self, base: str, allowed: Allowed) -> str:
         """The name of a model as it is offered. Raises FrontError: 404, and 503 without a controller.
@@ -194,14 +99,14 @@ class Models:
             raise unknown_model(base)
         if not self._first.is_set():
             await self._wait_for_first()
-        known = self._offered.known(base)
+        known = self.versions.offered.known(base)
         if not known and now_ns() > self._looked_ns + _FRESH_NS:
             with suppress(SloschedError):  # what was known before still counts
                 await self.look()
-            known = self._offered.known(base)
-        if not known and any(base == each for each, _ in self._versions):
+            known = self.versions.offered.known(base)
+        if not known and self.versions.of(base):
             known = base  # its worker is away; the controller has it still, perhaps
-        if not known and not self._offered:
+        if not known and not self.versions.offered:
             text = f"no worker of the controller at {self._house.address} offers models yet"
             raise FrontError(Status.UNAVAILABLE, text)
         if not known or not allowed(known):
@@ -216,21 +121,6 @@ class Models:
             why = self._house.unreachable or f"the controller at {self._house.address} says nothing"
             raise FrontError(Status.UNAVAILABLE, why)
 
-    def is_ready(self, model: str, version: str, *, allowed: Allowed = everything) -> bool:
-        """Whether a request would be served, which may load the model first."""
-        base, version = _joined(model, version)
-        base = self._offered.known(base) or base
-        if not allowed(base):
-            return False
-        if self.find(base, version) is not None:
-            return True
-        wanted = version or self._meant(base)
-        full = self._offered.full(base, wanted)
-        if not full:
-            return False
-        entry = self._versions.get((base, wanted)) or Version(base, wanted, full)
-        return self._may_load(entry) and entry.failure is None
-
     # ------------------------------------------------------------------------------ loading
 
     async def _load(self, entry: Version) -> None:
@@ -240,7 +130,7 @@ class Models:
         if entry.loading is not None:
             entry.state, entry.reason = LOADING, ""  # also if it was unloaded meanwhile
         else:
-            held = sum(each.state is not UNAVAILABLE for each in self._versions.values())
+            held = sum(each.state is not UNAVAILABLE for each in self.versions)
             if held >= self._config.max_models:
                 raise FrontError(
                     Status.RESOURCE_EXHAUSTED,
@@ -253,7 +143,7 @@ class Models:
         if entry.failure is not None:
             raise entry.failure.again()
         if entry.state is not READY:
-            raise _no_versions(entry.base)  # it was unloaded meanwhile
+            raise no_versions(entry.base)  # it was unloaded meanwhile
 
     async def _loaded(self, entry: Version) -> None:
         try:
@@ -276,18 +166,9 @@ class Models:
             return
         entry.form = Form(entry.base, handle.info)
         entry.state, entry.reason = READY, ""
-        self._take_over(entry)
-
-    def _take_over(self, entry: Version) -> None:
-        """A version is ready: it serves its name if it is the newest that is."""
-        current = self._current.get(entry.base)
-        if current is entry:
-            return
-        if current is not None and not self._goes_before(entry.version, current):
-            return
-        self._current[entry.base] = entry
-        if current is not None and not current.asked_for:
-            self._retire(current, "another version took over")
+        before = self.versions.take_over(entry)
+        if before is not None:
+            self._retire(before, "another version took over")
 
     def _retire(self, entry: Version, reason: str) -> None:
         """No request gets this version any more; it is given up once what runs on it has ended."""
@@ -312,8 +193,7 @@ class Models:
             entry.state, entry.reason = UNAVAILABLE, "the controller unloaded it"
             for session in self._sessions():
                 session.handles.pop(entry.full, None)
-            if self._current.get(entry.base) is entry:
-                del self._current[entry.base]
+            self.versions.serves_no_more(entry)
 
     # ------------------------------------------------------------------------ load and unload
 
@@ -322,7 +202,7 @@ class Models:
         base, version = name_and_version(name)
         try:
             base = await self._known(base, allowed)
-            entry = self._entry(base, version)
+            entry = self.versions.entry(base, version)
             entry.asked_for |= bool(version)
             entry.failure = None
             await self._load(entry)
@@ -331,10 +211,9 @@ class Models:
                 raise
             raise FrontError(
                 Status.INTERNAL,
-                f"failed to load '{_short(name)}', failed to poll from model repository",
+                f"failed to load '{shortened(name)}', failed to poll from model repository",
             ) from None
-        self._wanted.add((base, version))
-        self._unloaded -= {(base, ""), (base, entry.version)}
+        self.versions.client_loaded(base, version, entry)
 
     async def unload(self, name: str, *, allowed: Allowed = everything) -> None:
         """Give up a model, or of NAME:VERSION that one. What runs is served. Raises FrontError."""
@@ -345,26 +224,8 @@ class Models:
             if error.status is not Status.NOT_FOUND:
                 raise
             return  # as Triton: what is not there is unloaded
-        loaded = [e for e in self._of(base) if version in ("", e.version)]
-        self._wanted.discard((base, version))
-        if not version:
-            self._wanted -= {each for each in self._wanted if each[0] == base}
-        if not version or loaded or self._offered.full(base, version):
-            self._unloaded.add((base, version))
-        for entry in loaded:
-            entry.failure = None
-            if entry.state is READY:
-                self._retire(entry, _UNLOADED)
-            elif entry.state is LOADING:
-                entry.state, entry.reason = UNAVAILABLE, _UNLOADED
-            if self._current.get(base) is entry:
-                del self._current[base]
-        others = [e for e in self._of(base) if e.state is READY]
-        if others and base not in self._current:
-            self._current[base] = max(others, key=lambda each: int(each.version))
-
-    def _of(self, base: str) -> list[Version]:
-        return [entry for (of, _), entry in self._versions.items() if of == base]
+        for entry in self.versions.client_unloads(base, version):
+            self._retire(entry, UNLOADED)
 
     async def keep_loaded(self, names: Sequence[str]) -> None:
         """Load these at the start, however long it takes until the workers offer them."""
@@ -416,34 +277,19 @@ class Models:
         await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
-        ready = self.ready
+        ready = self.versions.ready
         listing = await self._house.client.listing()
         functions = {each.name for each in listing.models if each.function is not None}
-        self._offered = Offered(listing.loadable, functions | set(listing.functions))
+        self.versions.offered = Offered(listing.loadable, functions | set(listing.functions))
         self._looked_ns = now_ns()
         self._first.set()
         self._find_lost(ready, {each.model_id for each in listing.models})
-        for base, current in [*self._current.items()]:
-            newest = self._meant(base)
-            if newest and self._goes_before(newest, current):
-                self._begin(self._load_newer(self._entry(base, newest)))
-        self._forget()
+        for entry in self.versions.newer():
+            self._begin(self._load_newer(entry))
+        self.versions.forget(self._is_held)
 
-    def _forget(self) -> None:
-        """Drop versions that are gone while others of their model are offered: their number has no bound."""
-        for (base, version), entry in [*self._versions.items()]:
-            gone = self._offered.known(base) == base and not self._offered.full(base, version)
-            if not gone or entry.state is not UNAVAILABLE or entry.running or entry.loading:
-                continue
-            if not any(entry.full in session.handles for session in self._sessions()):
-                del self._versions[base, version]
-                self._unloaded.discard((base, version))
-                self._wanted.discard((base, version))
-
-    def _goes_before(self, version: str, current: Version) -> bool:
-        """Whether `version` should serve in place of `current`: it is newer, or the other was taken back."""
-        newer = int(version) - int(current.version)
-        return newer > 0 or (newer < 0 and not self._offered.full(current.base, current.version))
+    def _is_held(self, entry: Version) -> bool:
+        return any(entry.full in session.handles for session in self._sessions())
 
     def _find_lost(self, ready: Sequence[Version], known: set[int]) -> None:
         """Which of these, ready when it was asked, the controller does not know by now."""
@@ -459,7 +305,7 @@ class Models:
     async def _load_newer(self, entry: Version) -> None:
         if entry.loading is not None or now_ns() < entry.failed_ns + _NEWER_AGAIN_NS:
             return
-        if entry.reason == _UNLOADED or self._is_unloaded(entry):
+        if entry.reason == UNLOADED or self.versions.is_unloaded(entry):
             return  # a client does not want it
         try:
             await self._load(entry)
@@ -475,7 +321,7 @@ class Models:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        loading = [e.loading for e in self._versions.values() if e.loading is not None]
+        loading = [each.loading for each in self.versions if each.loading is not None]
         tasks = [*self._tasks, *loading, *([self._looking] if self._looking else [])]
         for task in tasks:
             task.cancel()
@@ -483,98 +329,8 @@ class Models:
 
     # -------------------------------------------------------------------------------- lists
 
-    @property
-    def ready(self) -> list[Version]:
-        """All versions that are ready, by name and version."""
-        found = [each for each in self._versions.values() if each.state is READY]
-        return sorted(found, key=lambda each: (each.base, int(each.version)))
-
-    def ready_versions(self, base: str) -> list[str]:
-        """The versions of one model that are ready, ascending."""
-        return [each.version for each in self.ready if each.base == base]
-
-    def counted(self, name: str, version: str, allowed: Allowed) -> list[Version]:
-        """The versions of a model whose statistics are shown: those that are ready. Raises FrontError, 400.
-
-        With an empty name those of all models.
-        """
-        seen = [each for each in self.ready if allowed(each.base)]
-        if not name:
-            return seen
-        base, version = _joined(name, version)
-        base = self._offered.known(base) or base
-        found = [each for each in seen if each.base == base]
-        if not found:
-            text = f"requested model '{_short(name_and_version(name)[0])}' is not available"
-            raise FrontError(Status.INVALID_ARGUMENT, text)
-        if version:
-            found = [each for each in found if each.version == version]
-            if not found:
-                text = f"requested model version is not available for model '{base}'"
-                raise FrontError(Status.INVALID_ARGUMENT, text)
-        return found
-
     async def index(self, allowed: Allowed, *, ready: bool) -> list[dict[str, Any]]:
         """The models of the repository, as the protocol lists them. Raises FrontError without a controller."""
-        if ready:
-            return [_indexed(each) for each in self.ready if allowed(each.base)]
-        if not self._first.is_set():
+        if not ready and not self._first.is_set():
             await self._wait_for_first()
-        seen = {
-            key: each
-            for key, each in self._versions.items()
-            if allowed(each.base)
-            and (
-                each.state is not UNAVAILABLE
-                or (each.reason != _NEVER_LOADED and self._offered.full(*key))
-            )
-        }
-        touched = {base for base, _ in seen}
-        rows: list[tuple[str, int, dict[str, Any]]] = []
-        for base in filter(allowed, self._offered):
-            if base not in touched:
-                rows.append((base, 0, {"name": base}))
-                continue
-            for version in self._offered.versions(base):
-                seen.setdefault((base, version), Version(base, version, ""))
-        rows += [(base, int(version), _indexed(each)) for (base, version), each in seen.items()]
-        return [row for _, _, row in sorted(rows, key=lambda each: each[:2])]
-
-
-def _indexed(entry: Version) -> dict[str, Any]:
-    row = {"name": entry.base, "version": entry.version, "state": entry.state}
-    return row | ({"reason": entry.reason} if entry.reason else {})
-
-
-def _joined(model: str, version: str) -> tuple[str, str]:
-    """Name and version of a request, which may say the version in either place. Raises FrontError."""
-    base, own = name_and_version(model)
-    if own and version and own != version:
-        raise FrontError(
-            Status.INVALID_ARGUMENT,
-            f"the model's name '{_short(model)}' says version {own}, and the request version "
-            f"{_short(version)}",
-        )
-    version = version or own
-    if version and not is_version(version):
-        raise FrontError(
-            Status.INVALID_ARGUMENT,
-            f"failed to get model version from specified version string '{_short(version)}' (details: "
-            "stol), version should be an integral value > 0",
-        )
-    return base, version
-
-
-def unknown_model(base: str) -> FrontError:
-    """The error of a name that there is no model of, or none for the caller."""
-    return FrontError(Status.NOT_FOUND, f"Request for unknown model: '{_short(base)}' is not found")
-
-
-def _no_versions(base: str) -> FrontError:
-    return FrontError(
-        Status.NOT_FOUND, f"Request for unknown model: '{base}' has no available versions"
-    )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
+        return self.versions.index(allowed, ready=ready)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from slosched.fronts.errors import FrontError, Status
 from slosched.gpu_profile import canonical_model
 
 #: The version of a model that no repository has.
@@ -22,6 +23,30 @@ def name_and_version(name: str) -> tuple[str, str]:
     """NAME:VERSION in two; the version is empty where the name has none."""
     base, colon, version = name.rpartition(":")
     return (base, version) if colon and base and is_version(version) else (name, "")
+
+
+def asked_version(model: str, version: str) -> tuple[str, str]:
+    """Name and version of a request, which may say the version in either place. Raises FrontError."""
+    base, own = name_and_version(model)
+    if own and version and own != version:
+        raise FrontError(
+            Status.INVALID_ARGUMENT,
+            f"the model's name '{shortened(model)}' says version {own}, and the request version "
+            f"{shortened(version)}",
+        )
+    version = version or own
+    if version and not is_version(version):
+        raise FrontError(
+            Status.INVALID_ARGUMENT,
+            f"failed to get model version from specified version string '{shortened(version)}' (details: "
+            "stol), version should be an integral value > 0",
+        )
+    return base, version
+
+
+def shortened(text: str) -> str:
+    """A text of a client, as far as an error repeats it."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class Offered:

@@ -15,11 +15,12 @@ from slosched.fronts.counting import CANCELLED, LATE, OK, Counting
 from slosched.fronts.descriptions import model_config, model_metadata, server_metadata
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.inferences import Inference
-from slosched.fronts.models import Models, Version, unknown_model
+from slosched.fronts.models import Models
 from slosched.fronts.names import name_and_version
 from slosched.fronts.regions import Regions, Room
 from slosched.fronts.sessions import Session
 from slosched.fronts.statistics import in_ms
+from slosched.fronts.versions import Version, unknown_model
 from slosched.gateway_config import GatewayConfig
 from slosched.units import NS_PER_S
 
@@ -117,7 +118,7 @@ class Serving:
         try:
             size = sum([len(tensor.data) for tensor in asked.inputs])
             self._take(inference, size)
-            model = self.models.find(asked.model, asked.version)
+            model = self.models.versions.find(asked.model, asked.version)
             if model is not None:
                 session = theirs.session
                 handle = session.handles.get(model.full)
@@ -233,7 +234,7 @@ class Serving:
 
     async def model_ready(self, name: str, version: str, caller: service.Caller) -> bool:
         allowed = cast(Caller, caller).may_use
-        return self.ready() and self.models.is_ready(name, version, allowed=allowed)
+        return self.ready() and self.models.versions.is_ready(name, version, allowed=allowed)
 
     def server_metadata(self) -> service.Document:
         return server_metadata(shared_memory=self._config.shared_memory)
@@ -244,7 +245,7 @@ class Serving:
         allowed = cast(Caller, caller).may_use
         model = await self.models.ensure(name, version, allowed=allowed)
         assert model.form is not None
-        versions = [model.version] if version else self.models.ready_versions(model.base)
+        versions = [model.version] if version else self.models.versions.ready_versions(model.base)
         return model_metadata(model.form, name_and_version(name)[0], versions)
 
     async def model_config(
@@ -256,7 +257,7 @@ class Serving:
         return model_config(model.form, name_and_version(name)[0], model.version)
 
     async def statistics(self, name: str, version: str, caller: service.Caller) -> service.Document:
-        models = self.models.counted(name, version, cast(Caller, caller).may_use)
+        models = self.models.versions.counted(name, version, cast(Caller, caller).may_use)
         asked = name_and_version(name)[0]  # perf_analyzer looks for the name that it asked for
         return {
             "model_stats": [
@@ -272,7 +273,7 @@ class Serving:
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         yield "in_flight", "Inferences that have begun and have no answer yet.", self._running
         yield "in_flight_bytes", "Bytes of their inputs.", self._quota.bytes_now
-        yield "models_ready", "Versions of models that are loaded.", len(self.models.ready)
+        yield "models_ready", "Versions of models that are loaded.", len(self.models.versions.ready)
         yield "ready", "1 if the controller answers, and has a GPU.", float(self.ready())
         restarts = self._house.client.restarts
         yield "controller_restarts", "Controllers that answered after the first.", restarts
