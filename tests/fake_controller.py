@@ -181,7 +181,7 @@ class FakeController:
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
         code, reason, models = self.load_code, self.reason, ()
         if message.name == "unknown":
-            code, reason = 10, "no worker knows the model 'unknown'; they offer: toy"
+            code, reason = 10, "no worker offers 'unknown'; they offer: toy"
         infos = tuple(model_info(i, shape=self.shape) for i in range(message.copies))
         self._send(
             peer, LoadModelReply(message.request_id, code, reason, infos if not code else models)

@@ -159,7 +159,7 @@ def test_workers_without_the_model_are_named() -> None:
     profile = GpuProfile("other", {"other": other}, weights_cache_bytes=2**27)
     simulation = stressed(profile, gpus=(1,))
     assert any(
-        "STRESS cannot have its models: no worker knows the model 'resnet50'" in note
+        "STRESS cannot have its models: no worker offers 'resnet50'" in note
         for note in simulation.outcome.notes
     )
     assert not simulation.outcome.actions

@@ -58,5 +58,5 @@ def test_an_unknown_model_of_zoo61_names_the_profile_that_has_it(tmp_path: Path)
         app, ["simulate", "INFER5", "example", "--duration", "1s", "--out", str(tmp_path / "run")]
     )
     assert result.exit_code == 2
-    assert "no worker knows the model" in result.stderr and "--profile zoo61" in result.stderr
+    assert "no worker offers " in result.stderr and "--profile zoo61" in result.stderr
     assert profile_hint("resnet_of_mine") == ""

@@ -372,7 +372,7 @@ class Catalog:
                 waiting.answered = True
                 return False
             known = known_names(name, self.loadable())
-            reason = f"no worker knows the model {shown_name(message.name)}; they offer: {known}"
+            reason = f"no worker offers {shown_name(message.name)}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)
             waiting.answered = True
             return False

@@ -200,15 +200,14 @@ class Sessions:
         worker.inventory = message.inventory
         self._use_spares(worker)
         hosts = [gpu for gpu in worker.gpus if gpu.host]
-        host = f", {sum(gpu.exec.width for gpu in hosts)} slot(s) for functions" if hosts else ""
-        spare = f", {len(worker.spare)} kept as spare(s)" if worker.spare else ""
+        slots = f"{sum(gpu.exec.width for gpu in hosts)} slot(s) for functions" if hosts else ""
+        spare = f"{len(worker.spare)} kept as spare(s)" if worker.spare else ""
+        in_use = len(worker.gpus) - len(hosts)
+        gpus = f"{in_use} GPU(s) in use" if in_use or not hosts else ""
+        device = worker.device if worker.device != "none" else ""
+        parts = ", ".join(filter(None, (gpus, spare, slots, device)))
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
-        self._note(
-            "info",
-            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus) - len(hosts)} GPU(s) in "
-            f"use{spare}{host}, "
-            f"{worker.device}{again}",
-        )
+        self._note("info", f"worker {worker.label} on {worker.host} joined: {parts}{again}")
         for name, reason in worker.put_aside.items():
             self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
         self._note_left_out(worker, {})
