@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ import slosched.daemon.backends
 from slosched.cli.app import app
 from slosched.cli.demo_answers import OutputsDiffer, compare
 from slosched.cli.demo_models import Digits, Pitch, Sentences, Verdict, WrongAnswers, demo_models
+from slosched.core.scheduler.door import _MOST_STANDING
 from slosched.errors import MissingPackage, SloschedError
 from slosched.experiment.children import Children
 from slosched.messages import ModelInfo
@@ -269,6 +271,29 @@ def test_the_answers_of_a_served_model_are_shown_and_counted(
     value = 2.0
     with pytest.raises(OutputsDiffer):
         check("a:1", tmp_path, [_Known()], "cpu")
+
+
+def test_questions_never_stand_so_high_that_a_busy_controller_counts_them_as_overload() -> None:
+    """449 requests at once over a core that others share were refused at the door, and the demo ended."""
+    open_now = most = 0
+
+    class Client:
+        async def load(self, name: str, **more: Any) -> list[str]:
+            return [name]
+
+        async def infer(self, model: str, question: Any, **more: Any) -> Any:
+            nonlocal open_now, most
+            open_now += 1
+            most = max(most, open_now)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            open_now -= 1
+            return SimpleNamespace(output=question["x"], batch_size=4)
+
+    model: Any = SimpleNamespace(name="known", questions=lambda: [{"x": n} for n in range(500)])
+    served = asyncio.run(slosched.cli.demo_answers._ask(Client(), model))  # type: ignore[arg-type]
+    assert served.answers == [*range(500)] and served.batches == 125
+    assert 16 < most <= _MOST_STANDING // 4
 
 
 # -------------------------------------------------------------------------------------- by HTTP

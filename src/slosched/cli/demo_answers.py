@@ -12,13 +12,17 @@ from slosched.cli.output import say
 from slosched.errors import MissingPackage, SloschedError
 
 if TYPE_CHECKING:
+    from slosched.cli.demo_models import Inputs
     from slosched.clients.aio import AsyncClient
+    from slosched.clients.inference import Inference
     from slosched.clients.tensors import Array
 
 #: A load measures each batch size; the first import of transformers may come from a cold disk.
 LOAD_S = 180.0
 #: The SLO of the questions: they are about answers, not about time.
 _SLO_S = 10.0
+#: Questions that are open at a time: several batches, and too few for overload of a controller on a busy core.
+_OPEN = 64
 #: Rounding, in shares of an answer's largest value. A GPU may multiply in TF32, which keeps 10 bits; the
 #: reference is computed on the CPU.
 _ROUNDING, _ROUNDING_OF_GPUS = 1e-3, 2e-2
@@ -104,13 +108,17 @@ async def _ask_all(controller: str, models: Sequence[DemoModel]) -> list[Served]
 
 
 async def _ask(client: AsyncClient, model: DemoModel) -> Served:
-    """All questions at once, as many clients would ask them: they share batches."""
+    """All questions, `_OPEN` at a time, as that number of clients would ask them: they share batches."""
     import asyncio
 
     [loaded] = await client.load(model.name, timeout_s=LOAD_S)
-    answers = await asyncio.gather(
-        *(client.infer(loaded, question, slo=_SLO_S) for question in model.questions())
-    )
+    turns = asyncio.Semaphore(_OPEN)
+
+    async def answer_to(question: Inputs) -> Inference:
+        async with turns:
+            return await client.infer(loaded, question, slo=_SLO_S)
+
+    answers = await asyncio.gather(*map(answer_to, model.questions()))
     outputs = []
     for answer in answers:
         if answer.output is None:
