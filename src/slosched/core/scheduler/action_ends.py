@@ -11,24 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from slosched.codes import ENDED, ActionType, Code, code_name
+from slosched.codes import ENDED, ActionType, Code
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.after import GoOn
 from slosched.core.scheduler.answers import Answers, Plan
 from slosched.core.scheduler.chains import Chains
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LoadsByDemand, Policy
+from slosched.core.scheduler.replanning import is_pointless, was_handed_back, why_failed
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.stages import Stages
 from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
 from slosched.core.values import Value
 from slosched.messages import ErrorResult, Result
-
-#: A request whose actions keep failing is answered after this many, not counting those in which the model
-#: or its process failed (second_tries.py bounds them).
-_MAX_ATTEMPTS = 3
-#: How a worker that has said goodbye fails what it has not begun.
-_HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 
 #: Answers a request: (request, code, words, plan).
 Answer = Callable[[Request, int, str, Plan], object]
@@ -163,17 +158,10 @@ class ActionEnds:
         if request.state is RequestState.ANSWERED:
             return
         code, reason = outcome.code, outcome.reason
-        if action.gpu.worker.leaving and code in _HANDED_BACK:
+        if was_handed_back(action, code):
             request.excused += 1
-        hopeless = (
-            request.attempts - request.excused >= _MAX_ATTEMPTS
-            or now_ns >= request.deadline_ns
-            or not self._cluster.gpus
-            or not self._policy.replans
-        )
-        if hopeless:
-            text = f"{code_name(code)}: {reason}" if reason else code_name(code)
-            self._answer(request, code, text, Plan.of(action))
+        if is_pointless(request, self._cluster, self._policy, now_ns):
+            self._answer(request, code, why_failed(code, reason), Plan.of(action))
         elif request.tried_alone:
             self._second_tries.again(request)
         else:

@@ -33,7 +33,7 @@ from slosched.call_messages import (
     ChildReply,
     ChildRequest,
 )
-from slosched.codes import ENDED, ActionType, Code, code_name
+from slosched.codes import ENDED, ActionType, Code
 from slosched.core.scheduler.actions.call import CallKind
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.answers import Answers, Plan
@@ -44,6 +44,7 @@ from slosched.core.scheduler.full_hosts import FullHosts
 from slosched.core.scheduler.interface import CallPart, CallPartDone, ToWorker
 from slosched.core.scheduler.nested_calls import Nested
 from slosched.core.scheduler.policies.base import Policy
+from slosched.core.scheduler.replanning import is_pointless, was_handed_back, why_failed
 from slosched.core.scheduler.second_tries import ONCE_MORE
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
@@ -66,14 +67,10 @@ UNSTARTED = frozenset(
         Code.CANCELLED,
     }
 )
-#: The codes among these with which a worker that has said goodbye fails what it has not begun.
-_HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 #: A call is with its worker by then, and heartbeats tell of it, or it was lost on the way.
 _REACHES_WITHIN_NS = 5 * NS_PER_S
 #: A call that came back so often from behind others is refused as one that fails.
 _MOST_MOVES = 100
-#: A call that is refused so often is answered.
-_MAX_ATTEMPTS = 3
 _TAKEN_BACK = "the call that made it has ended"
 
 
@@ -299,19 +296,12 @@ class Chains:
             request.excused += 1
         elif code == Code.TOO_MANY_CALLS and self._full_hosts.refused(action.gpu, reason):
             request.excused += 1  # it goes elsewhere, or there when a call has ended
-        elif action.gpu.worker.leaving and code in _HANDED_BACK:
+        elif was_handed_back(action, code):
             request.excused += 1
         elif code == Code.EXEC_TOO_LATE and request.attempts < _MOST_MOVES:
             request.excused += 1  # what ran before it took longer than expected
-        hopeless = (
-            request.attempts - request.excused >= _MAX_ATTEMPTS
-            or now_ns >= request.deadline_ns
-            or not self._cluster.gpus
-            or not self._policy.replans
-        )
-        if hopeless:
-            text = f"{code_name(code)}: {reason}" if reason else code_name(code)
-            self._answer(request, code, text, plan)
+        if is_pointless(request, self._cluster, self._policy, now_ns):
+            self._answer(request, code, why_failed(code, reason), plan)
             return
         call.again()
         request.move(RequestState.QUEUED)
