@@ -80,6 +80,7 @@ def last_reply(gateway: Served, sent: bytes) -> Reply:
         (b"CONNECT a:80 HTTP/1.1\r\nhost: localhost\r\n\r\n", 405, "not a proxy"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/1.1"),
         (b"GET /v2 HTTP/2.0\r\nhost: localhost\r\n\r\n", 505, "HTTP/1.1"),
+        (b"GET /v2 RTSP/1.0\r\nhost: localhost\r\n\r\n", 505, "HTTP/1.1"),
     ],
 )
 def test_a_head_that_is_wrong(gateway: Served, sent: bytes, status: int, words: str) -> None:
@@ -220,6 +221,20 @@ def test_chunks_are_put_together_however_they_come(gateway: Served, piece: int) 
         assert client.reply().json["name"] == "fake"
 
 
+def test_spaces_around_a_header_are_not_its_value(gateway: Served) -> None:
+    lines = (
+        f"content-length: {len(BODY)} \t",
+        "expect:100-continue ",
+        "content-encoding: identity ",
+    )
+    with Raw(gateway.port) as client:
+        assert (
+            client.ask(request(INFER, b"", *lines, method="POST", host="\tlocalhost ")).status
+            == 100
+        )
+        assert client.ask(BODY).status == 200
+
+
 def test_a_large_chunked_body(gateway: Served) -> None:
     values = [float(each) for each in range(20_000)]
     body = json.dumps(x_of(*values)).encode()
@@ -243,6 +258,15 @@ def test_a_large_chunked_body(gateway: Served) -> None:
         (b"ffffffffffffffff\r\n", 413),
         (b"30d41\r\n", 413),
         (b"0\r\n" + b"a: b\r\n" * 2000, 431),
+        # Where another program's line ends, this one's must not go on: the two would see different requests.
+        (b"5;a\nbcdef\r\n", 400),
+        (b"5;a\n", 400),
+        (b"5;a\rb\r\nabcde\r\n", 400),
+        (b"0\r\na: b\n\r\n", 400),
+        (b"0\r\na: b\rc\r\n\r\n", 400),
+        (b"0\r\nGET /v2 HTTP/1.1\r\n\r\n", 400),
+        (b"0\r\na: b\r\n c\r\n\r\n", 400),
+        (b"".join(b"1;%b\r\nx\r\n" % (b"a" * 200) for _ in range(200)), 400),
     ],
 )
 def test_chunks_that_are_wrong(gateway: Served, sent: bytes, status: int) -> None:

@@ -6,15 +6,18 @@ which the next request begins.
 
 from __future__ import annotations
 
+import re
 import zlib
 from enum import Enum, auto
 
 from slosched.fronts.http.answers import Rejected
 from slosched.transport.codec import Frame
 
-#: Bytes of a line with a chunk's size and its extensions, and of all trailers.
-_MOST_LINE, _MOST_TRAILERS = 256, 8192
+#: Bytes of a line with a chunk's size and its extensions, of all extensions beyond those of the content, and of
+#: all trailers.
+_MOST_LINE, _MOST_EXTENSIONS, _MOST_TRAILERS = 256, 16384, 8192
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_TRAILER = re.compile(rb"[\w!#$%&'*+.^`|~-]+:[^\0\r\n]*")
 
 
 class _At(Enum):
@@ -26,14 +29,18 @@ class _At(Enum):
 
 
 class Chunks:
-    """Collects a chunked body of at most `most` bytes (RFC 9112, section 7.1). Lines end in CRLF alone."""
+    """Collects a chunked body of at most `most` bytes (RFC 9112, section 7.1).
+
+    Lines end in CRLF, and have neither CR nor LF in them: a proxy for which one ends there would find the next
+    request elsewhere.
+    """
 
     def __init__(self, most: int) -> None:
         self.body = bytearray()
         self._most = most
         self._at = _At.SIZE
         self._left = 0  # of the chunk
-        self._trailers = 0
+        self._extensions = self._trailers = 0
 
     @property
     def done(self) -> bool:
@@ -51,6 +58,8 @@ class Chunks:
                     self._at = _At.BEHIND_DATA
                 continue
             end = data.find(b"\r\n", at, size)
+            if data.find(b"\n", at, size if end < 0 else end) >= 0:
+                raise Rejected(400, "a line of the chunked body ends in LF alone")
             if end < 0:
                 if size - at > (_MOST_TRAILERS if self._at is _At.TRAILERS else _MOST_LINE):
                     raise Rejected(400, "a line of the chunked body is too long")
@@ -68,6 +77,8 @@ class Chunks:
                 raise Rejected(400, "a chunk is longer than its size says")
             self._at = _At.SIZE
         elif line:
+            if _TRAILER.fullmatch(line) is None:
+                raise Rejected(400, "a trailer is not a header")
             self._trailers += len(line) + 2
             if self._trailers > _MOST_TRAILERS:
                 raise Rejected(
@@ -79,7 +90,12 @@ class Chunks:
     def _size(self, line: bytes) -> int:
         if len(line) > _MOST_LINE:
             raise Rejected(400, "a line of the chunked body is too long")
+        if b"\r" in line:
+            raise Rejected(400, "a line of the chunked body has a CR in it")
         digits = line.partition(b";")[0].rstrip(b" \t")
+        self._extensions += len(line) - len(digits)
+        if self._extensions > _MOST_EXTENSIONS + len(self.body):
+            raise Rejected(400, "the chunks have more bytes of extensions than of content")
         if not digits or len(digits) > 16 or not _HEX.issuperset(digits):
             raise Rejected(400, "the size of a chunk is not a hexadecimal number")
         size = int(digits, 16)

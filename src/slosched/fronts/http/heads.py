@@ -50,6 +50,9 @@ class Head:
         finally:
             self._parser = None  # which holds this
         self.method = parser.get_method().decode()
+        if self.version == "1.0":  # httptools takes RTSP/1.0 for it
+            line = bytes(text).lstrip(b"\r\n").partition(b"\r\n")[0]
+            self.version = "1.0" if line.endswith(b" HTTP/1.0") else "other"
 
     def check(self) -> None:
         """Raises Rejected where a header is repeated that may not be, or there are too many."""
@@ -69,7 +72,7 @@ class Head:
         if name in HEEDED:
             if name in self.headers:
                 self._repeated = name
-            self.headers[name] = value
+            self.headers[name] = value.strip(b" \t")
 
     def on_headers_complete(self) -> None:
         parser = self._parser
