@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -88,10 +87,9 @@ def test_what_torch_wrote_is_read_also_when_it_was_packed_again(
     assert torch.equal(one(row), other(row))
 
 
-@pytest.mark.parametrize("protocol", [2, 5])
-def test_pickles_are_not_run(good: bytes, tmp_path: Path, protocol: int) -> None:
+def test_pickles_are_not_run(good: bytes, tmp_path: Path) -> None:
     place = tmp_path / "made"
-    bomb = pickle.dumps(Bomb(place), protocol=protocol)
+    bomb = pickle.dumps(Bomb(place), protocol=2)
     inputs, legacy = "data/sample_inputs/model.pt", "data/weights/model.pt"
 
     def with_inputs(name: str, content: bytes) -> bytes:
@@ -153,14 +151,6 @@ def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-def claims_more(data: bytes) -> bytes:
-    """One part whose header says that it has 2^31 bytes."""
-    made = bytearray(rewritten(data, lambda name, content: None, {"x": b"abc"}))
-    end = made.rindex(b"PK\x01\x02")
-    struct.pack_into("<II", made, end + 20, 2**31, 2**31)
-    return bytes(made)
-
-
 @pytest.mark.parametrize(
     "spoilt",
     [
@@ -168,13 +158,16 @@ def claims_more(data: bytes) -> bytes:
         lambda data: b"nonsense",
         lambda data: zlib.compress(data),
         cut,
-        claims_more,
         lambda data: rewritten(data, lambda name, content: None, {"x": b""}),
+        lambda data: saved({"weight": torch.zeros(2)}),
     ],
 )
-def test_what_is_no_program_is_refused_and_nothing_is_printed(
-    good: bytes, tmp_path: Path, spoilt: Callable[[bytes], bytes], capfd: pytest.CaptureFixture[str]
+def test_what_is_not_a_program_is_refused_before_torch_opens_it(
+    good: bytes, tmp_path: Path, spoilt: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InvalidConfig, match="is not an exported program: "):
+    def load(*arguments: Any) -> None:
+        raise AssertionError("torch prints a traceback")
+
+    monkeypatch.setattr(torch.export, "load", load)
+    with pytest.raises(InvalidConfig, match=r"is not an exported program: .*torch\.export\.save"):
         build(spoilt(good), tmp_path)
-    assert "Traceback" not in "".join(capfd.readouterr())

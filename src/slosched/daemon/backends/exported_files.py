@@ -20,6 +20,9 @@ from slosched.errors import InvalidConfig
 #: Parts of an archive, below its top folder (torch/export/pt2_archive/constants.py).
 _COMPILED = "data/aotinductor/"
 _OBJECTS = ("data/constants/custom_obj_", "data/constants/opaque_obj_")
+_PROGRAMS = "models/"
+#: Of the form before torch 2.8, which has no top folder.
+_OLD_PROGRAM = "serialized_exported_program.json"
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FACTORY = "a factory can load it by code of its own"
 
@@ -49,6 +52,11 @@ def _check(file: BinaryIO) -> None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise InvalidConfig(f"torch.export.save writes a ZIP file ({error})") from None
+    names = [part.filename for part in parts]
+    below = [name.partition("/")[2] for name in names]
+    if _OLD_PROGRAM not in names and not any(name.startswith(_PROGRAMS) for name in below):
+        # torch would print what it tried instead.
+        raise InvalidConfig("there is no program in it, such as torch.export.save writes")
     for part in parts:
         # The reader of torch does not heed the case of names.
         name = part.filename.lower().partition("/")[2]
