@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from slosched.child_processes import end, on_signals, ready_port, start
+from slosched.child_processes import (
+    computing_threads,
+    end,
+    environment,
+    on_signals,
+    ready_port,
+    start,
+)
 
 _STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 _PARENT = """
@@ -83,3 +90,18 @@ def test_signals_call_in_the_block_alone() -> None:
 )
 def test_the_port_of_a_ready_line(text: str, port: int | None) -> None:
     assert ready_port(text) == port
+
+
+def test_an_environment_is_as_it_was_behind_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), environment(computing_threads(2)):
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        process = started(f"import os; print([os.environ[name] for name in {names!r}])")
+        assert process.stdout is not None
+        with process.stdout as output:
+            assert output.read() == b"['2', '2', '2']\n"
+        process.wait(10)
+        raise ZeroDivisionError
+    assert dict(os.environ) == before

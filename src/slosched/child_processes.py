@@ -8,6 +8,7 @@ lines mean, the parents decide: experiment/children.py, daemon/supervisor.py, da
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+#: What the libraries that compute read as the number of their threads.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 #: How a daemon says that it serves: "slosched worker ready on 0.0.0.0:12345: ...".
 _READY = re.compile(r"^slosched \w+ ready on \S*:(\d+): ", re.MULTILINE)
 
@@ -71,6 +74,26 @@ def end_with_parent(number: int) -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def computing_threads(count: int) -> dict[str, str]:
+    """The environment variables with which a child's libraries compute in `count` threads each."""
+    return dict.fromkeys(_THREADS, str(count))
+
+
+@contextmanager
+def environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """In this block, processes that are started have these environment variables."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def ready_port(text: str) -> int | None:

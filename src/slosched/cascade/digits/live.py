@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from slosched.cascade.digits.kept import Kept, read_kept
 from slosched.cascade.digits.served import requests_of
 from slosched.cascade.live import follow
 from slosched.cascade_spec import CascadeSpec
+from slosched.child_processes import computing_threads, environment
 from slosched.errors import SloschedError
 from slosched.experiment.children import Child, Children, ended_by_signals
 from slosched.output_files import write_file
@@ -103,7 +102,8 @@ def run_live(
     write_file(requests, data.getvalue())
     write_files(spec, out)
     found = {}
-    with ended_by_signals(), _one_thread():
+    # One thread each: the number of children is what the trace is scaled by.
+    with ended_by_signals(), environment(computing_threads(1)):
         for policy in policies:
             show(f"{policy}: {len(times)} requests in {trace.duration_s:.0f} s")
             run = _Run(policy, workers, requests, out / policy.lower(), trace.duration_s, show)
@@ -111,21 +111,6 @@ def run_live(
                 run.all(children)
             found[policy] = read_kept(run.answers, labels[:, 0], seeds[:, 0])
     return found
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Children compute in one thread each: their number is what the trace is scaled by."""
-    name = "OMP_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 class _Run:

@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from slosched.child_processes import computing_threads, environment
 from slosched.errors import InvalidConfig
 from slosched.faasm.inference.choices import SIZES
 
@@ -73,19 +73,8 @@ def plan_of_environment() -> Plan:
 @contextmanager
 def given(plan: Plan) -> Iterator[None]:
     """Within the block, processes that are started find the plan, and have one core each."""
-    changes = {VARIABLE: plan.text()}
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        changes[name] = str(plan.threads)
-    before: dict[str, Any] = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
+    with environment({VARIABLE: plan.text()} | computing_threads(plan.threads)):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def images(plan: Plan, count: int) -> list[Image]:

@@ -99,11 +99,9 @@ class InstanceProcess:
 
 
 def _environment(plan: Plan | None) -> dict[str, str]:
-    threads = str(plan.threads) if plan is not None else "1"
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     folders: Sequence[str] = [str(Path(each or ".").absolute()) for each in sys.path]
     return {
         **os.environ,
-        **dict.fromkeys(names, threads),
+        **child_processes.computing_threads(1 if plan is None else plan.threads),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)),
     }

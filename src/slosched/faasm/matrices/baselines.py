@@ -8,6 +8,7 @@ line of JSON, and writes the product to the file that it is told.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from slosched.engines.local import LocalEngine
 from slosched.errors import SloschedError
 from slosched.faasm.matrices import blocks, functions, kernels
 from slosched.faasm.matrices.blocks import NAMES, Matrix, Plan
-from slosched.faasm.matrices.systems import ONE_CORE, How, environment
+from slosched.faasm.matrices.systems import How
 from slosched.functions.state.state import State
 from slosched.functions.state.store import Limits
 
@@ -136,8 +137,10 @@ def measured_apart(order: Order, log: Path, *, one_core: bool = False) -> list[R
     argv = [sys.executable, "-m", __name__, msgspec.json.encode(order).decode()]
     answer = log.with_suffix(".json")
     with answer.open("wb") as out, log.open("wb") as errors:
-        with environment(ONE_CORE if one_core else {}):
-            process = child_processes.start(argv, stdout=out.fileno(), stderr=errors.fileno())
+        variables = os.environ | child_processes.computing_threads(1) if one_core else None
+        process = child_processes.start(
+            argv, stdout=out.fileno(), stderr=errors.fileno(), env=variables
+        )
         try:
             code = process.wait(_MOST_S)
         except subprocess.TimeoutExpired:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import slosched.engines
+from slosched.child_processes import computing_threads, environment
 from slosched.engines import Engine
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 from slosched.faasm import layout
@@ -31,8 +32,6 @@ from slosched.functions.state.store import Limits
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SLO = "3600s"
-#: One core for each slot: NumPy's own threads would take the other slots'.
-ONE_CORE = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 #: Those whose leaves can be on a GPU.
 ON_GPU = ("whole", "blocked", "local", "slot", "slots")
 _MOST_WORKERS = 16
@@ -324,25 +323,11 @@ def opened(
             }
         elif system.engine == "dask":
             options |= {"workers": "processes", "slots": system.slots}
-        with environment(ONE_CORE):
+        # One core for each slot: NumPy's own threads would take the other slots'.
+        with environment(computing_threads(1)):
             engine = stack.enter_context(slosched.engines.open(system.engine, functions, **options))
         states = [state]
         for number in range(system.hosts if system.hosts > 1 else 0):
             with folders.within_root(folders.root_of_host(number)):
                 states.append(stack.enter_context(State(namespace, store)))
         yield engine, states
-
-
-@contextmanager
-def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Within the block, processes that are started have these variables."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -110,8 +110,7 @@ class Root:
 
 def _one_thread() -> dict[str, str]:
     """The environment of functions: a slot is one thread, unless the worker's environment says otherwise."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**dict.fromkeys(names, "1"), **os.environ}
+    return {**child_processes.computing_threads(1), **os.environ}
 
 
 class LoadedFunction:
