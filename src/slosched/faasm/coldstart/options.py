@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from msgspec import Meta
 
-from slosched.faasm.inference.choices import DEVICES, NETWORKS, SIZES
+from slosched.faasm.inference.network_options import Device, Network, Size
 from slosched.field_types import check_types
 from slosched.options import Option
 
@@ -17,23 +17,9 @@ from slosched.options import Option
 class ColdstartOptions:
     """Raises InvalidConfig when it is made with what cannot be."""
 
-    size: Annotated[
-        str,
-        Option(
-            one_of=tuple(SIZES),
-            help="full: MobileNet v1 1.0 224 and pictures of the original's size; small: pictures of 224 x "
-            "224; micro: a tiny network for trials.",
-        ),
-    ] = "full"
-    network: Annotated[
-        str,
-        Option(
-            one_of=NETWORKS,
-            help="timm's mobilenetv1_100, or a module of its own of that plan; auto takes timm where it is "
-            "installed. Weights are random.",
-        ),
-    ] = "auto"
-    device: Annotated[str, Option(one_of=DEVICES, help="Where the network runs.")] = "cpu"
+    size: Size = "full"
+    network: Network = "auto"
+    device: Device = "cpu"
     repeats: Annotated[
         int,
         Meta(ge=0, le=1000),

@@ -9,8 +9,9 @@ from typing import Annotated, Self
 from msgspec import Meta
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.faasm.inference.choices import DEVICES, NETWORKS, RUNGS, SIZES, SYSTEMS
+from slosched.faasm.inference.choices import RUNGS, SYSTEMS
 from slosched.faasm.inference.cold import NEVER, cold_rule
+from slosched.faasm.inference.network_options import Device, Network, Size
 from slosched.field_types import AtLeast0, check_types
 from slosched.options import Option
 from slosched.units import NS_PER_MS, NS_PER_S, exact_duration, parse_duration_ns
@@ -37,23 +38,9 @@ class InferenceOptions:
         tuple[str, ...],
         Option(help=f"Systems to compare, of {', '.join(SYSTEMS)}. Default all."),
     ] = ()
-    size: Annotated[
-        str,
-        Option(
-            one_of=tuple(SIZES),
-            help="full: MobileNet v1 1.0 224 and pictures of the original's size; small: pictures of 224 x "
-            "224; micro: a tiny network for trials.",
-        ),
-    ] = "full"
-    network: Annotated[
-        str,
-        Option(
-            one_of=NETWORKS,
-            help="timm's mobilenetv1_100, or a module of its own of that plan; auto takes timm where it is "
-            "installed. Weights are random.",
-        ),
-    ] = "auto"
-    device: Annotated[str, Option(one_of=DEVICES, help="Where the network runs.")] = "cpu"
+    size: Size = "full"
+    network: Network = "auto"
+    device: Device = "cpu"
     cold: Annotated[
         tuple[str, ...],
         Option(
