@@ -271,6 +271,15 @@ def test_what_is_left_out_is_in_the_status_and_in_the_answer(rig: Offering) -> N
     assert asked.code == Code.UNKNOWN_MODEL
 
 
+def test_a_version_that_vanishes_while_it_is_loaded_is_named_and_no_other(rig: Offering) -> None:
+    rig.joins("digits:4", left_out=LEFT_OUT)
+    request_id = rig.asks("digits")
+    rig.offers(1, left_out=LEFT_OUT)
+    reply = rig.reply_to(request_id)
+    assert reply.code == Code.UNKNOWN_MODEL
+    assert "digits:4" in reply.reason and "digits:3" not in reply.reason
+
+
 def test_other_files_under_a_name_are_not_used_beside_the_first(rig: Offering) -> None:
     rig.joins("digits:1")
     rig.joins("digits:1", worker_id=1)

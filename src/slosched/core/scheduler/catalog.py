@@ -365,14 +365,15 @@ class Catalog:
                 self._reply(client, message, Code.PROCESS_ENDED, reason)
                 waiting.answered = True
                 return False
-            left_out = why_left_out(message.name, joined)
+            left_out = why_left_out(name, joined)
             if left_out:
                 reason = f"cannot load {name!r}: {left_out}"
                 self._reply(client, message, Code.INVALID_MODEL_PATH, reason)
                 waiting.answered = True
                 return False
             known = known_names(name, self.loadable())
-            reason = f"no worker offers {shown_name(message.name)}; they offer: {known}"
+            asked = message.name if canonical_model(message.name) == name else name
+            reason = f"no worker offers {shown_name(asked)}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)
             waiting.answered = True
             return False
