@@ -216,7 +216,7 @@ def test_the_time_that_is_left_is_estimated_before_and_corrected_by_what_cells_t
     frame.row("a", {"x": 1})
     frame.expect({"a": 600.0, "b": 100.0, "c": 1800.0, "d": 3600.0 * 4})
     assert lines[-1] == "3 of 4 cells are to be made: about 4.5 h, by an estimate"
-    for key, took_s, left in (("b", 200, " 5.5 h"), ("c", 3600, " 7.4 h")):
+    for key, took_s, left in (("b", 200, " 6.5 h"), ("c", 3600, " 7.8 h")):
         with frame.cell(key) as cell:
             time_s += took_s
             cell.row({"x": 1})

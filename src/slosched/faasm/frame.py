@@ -55,8 +55,8 @@ _TABLES, _FIGURES, _RAW, _BILLING = "tables", "figures", "raw", "billing"
 #: A name also names files.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _LONGEST_KEY = 200
-#: The estimate of a run's time counts as much as this part of the run would.
-_WEIGHT_OF_ESTIMATE = 0.02
+#: The estimate of a run's time counts as much as this part of the run would, or that many seconds.
+_WEIGHT_OF_ESTIMATE, _MOST_WEIGHT_S = 0.1, 120.0
 
 #: Prints a line.
 Say = Callable[[str], None]
@@ -223,7 +223,7 @@ class Frame:
         # What lies between cells (starts of engines, above all) counts, too. The estimate has some weight
         # of its own, so that a first cell that is quick or slow does not decide.
         gone_s = (now_ns() - self._expected_ns) / NS_PER_S
-        weight_s = _WEIGHT_OF_ESTIMATE * expected_s
+        weight_s = min(_WEIGHT_OF_ESTIMATE * expected_s, _MOST_WEIGHT_S)
         times = (gone_s + weight_s) / (self._expected_of_made_s + weight_s)
         return f"; about {_duration(times * left_s)} left"
 
