@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from msgspec import structs
+
 from slosched.fronts.asked import Answered, Asked, NamedTensor, RegionPart
 from slosched.fronts.errors import FrontError, Refusal, Status
 from slosched.fronts.http.bounds import Limits
@@ -127,21 +129,21 @@ class FakeService:
     def answered(self, asked: Asked) -> Answered:
         outputs = self.outputs(asked)
         parts = {each.name: each.part for each in asked.wanted if each.part is not None}
-        kept = tuple(each for each in outputs if each.name not in parts)
-        written = []
+        written = {}
         for each in outputs:
             part = parts.get(each.name)
             if part is not None:
                 self.regions.write(part, each.data)
-                short = RegionPart(part.region, part.offset, len(each.data))
-                empty = NamedTensor(each.name, each.datatype, each.shape, b"")
-                written.append((empty, short))
+                written[each.name] = RegionPart(part.region, part.offset, len(each.data))
         return Answered(
             model=asked.model,
             version=asked.version or "1",
             id=asked.id,
-            outputs=kept,
-            in_regions=tuple(written),
+            outputs=tuple(
+                structs.replace(each, data=b"") if each.name in written else each
+                for each in outputs
+            ),
+            in_regions=written,
             slo_ns=asked.slo_ns,
             latency_ns=1_500_000,
             in_time=asked.model != "late",

@@ -91,25 +91,23 @@ class EchoService:
 
     def echo(self, asked: Asked) -> Answered:
         outputs: list[NamedTensor] = []
-        placed: list[tuple[NamedTensor, RegionPart]] = []
+        placed: dict[str, RegionPart] = {}
         places = {each.name: each.part for each in asked.wanted}
         for each in asked.inputs:
             name = each.name.replace("in", "out")
             if places and name not in places:
                 continue
-            made = NamedTensor(name, each.datatype, each.shape, each.data)
-            part = places.get(name)
-            if part is None:
-                outputs.append(made)
-            else:
-                self.regions.write(part, each.data)
-                placed.append((NamedTensor(name, each.datatype, each.shape, b""), part))
+            part, data = places.get(name), each.data
+            if part is not None:
+                self.regions.write(part, data)
+                placed[name], data = part, b""
+            outputs.append(NamedTensor(name, each.datatype, each.shape, data))
         return Answered(
             model=asked.model,
             version=asked.version or "1",
             id=asked.id,
             outputs=tuple(outputs),
-            in_regions=tuple(placed),
+            in_regions=placed,
             slo_ns=asked.slo_ns,
             in_time=self.in_time,
         )

@@ -172,6 +172,9 @@ def test_outputs_are_those_that_are_wanted_and_once() -> None:
     assert np.frombuffer(everything[1].data, np.int32).reshape(3, 4)[:, 0].tolist() == [0, 1, 2]
     twice = Asked(model="m", wanted=(Wanted("right"), Wanted("right")))
     assert [each.name for each in of.answer(twice, frames, 0)] == ["right"]
+    # As Triton: in the order of the model, whatever that of the request is.
+    turned = Asked(model="m", wanted=(Wanted("right"), Wanted("left")))
+    assert [each.name for each in of.answer(turned, frames, 0)] == ["left", "right"]
     assert "unexpected inference output 'sum'" in refused(of, wanted=(Wanted("sum"),))
     with pytest.raises(ValueError, match="bytes came"):
         of.answer(Asked(model="m"), [frames[0][:-1]], 0)

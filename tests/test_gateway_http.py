@@ -360,6 +360,15 @@ def test_json_that_is_none(client: Raw, body: bytes) -> None:
     assert client.ask(inference(x_of(1))).status == 200
 
 
+def test_a_byte_order_mark_before_json_is_left_out(client: Raw) -> None:
+    x = X | {"shape": [1, 4], "parameters": {"binary_data_size": 16}}
+    text = b"\xef\xbb\xbf" + json.dumps({"inputs": [x]}).encode()
+    line = f"inference-header-content-length: {len(text)}"
+    in_json = b"\xef\xbb\xbf" + json.dumps(x_of(1, 2)).encode()
+    for body, lines in ((text + FOUR, (line,)), (in_json, ())):
+        assert client.ask(request("/v2/models/echo/infer", body, *lines)).status == 200
+
+
 @pytest.mark.parametrize(
     ("header", "status"),
     [

@@ -122,3 +122,12 @@ def test_cuda_shared_memory_is_unregistered_and_not_registered(client: Raw) -> N
     for path in ("/unregister", "/region/a/unregister"):
         assert client.ask(request(f"/v2/cudasharedmemory{path}", method="POST")).status == 200
     assert client.ask(request("/v2/cudasharedmemory/region/a/register", b"{}")).status == 501
+    assert client.ask(request("/v2/cudasharedmemory/status")).json == []
+    unknown = client.ask(request("/v2/cudasharedmemory/region/a/status"))
+    assert unknown.status == 404
+    assert unknown.error == "Unable to find cuda shared memory region: 'a'"
+    # A region without a name is none, and not all.
+    for memory in ("system", "cuda"):
+        assert client.ask(request(f"/v2/{memory}sharedmemory/region//status")).status == 404
+        path = f"/v2/{memory}sharedmemory/region//unregister"
+        assert client.ask(request(path, method="POST")).status == 404

@@ -321,22 +321,30 @@ def test_parameters_of_a_region_that_are_wrong(parameters: dict[str, Any], words
         assert error.status is Status.INVALID_ARGUMENT and words in error.text
 
 
+def test_parameters_that_are_tritons_own_are_refused() -> None:
+    ours = request(a_input(), raw=(b"12345678",), parameters={"triton_x": {"int64_param": 1}})
+    assert "'triton_' are reserved" in refused(ours).text
+    # perf_analyzer sends this with each request of a stream.
+    streamed = {"triton_enable_empty_final_response": {"bool_param": True}}
+    assert asked(request(a_input(), raw=(b"12345678",), parameters=streamed)).inputs
+
+
 # ---------------------------------------------------------------------------------------- answers
 
 
 def answered(**fields: Any) -> Answered:
     outputs = (
         NamedTensor("y", "FP32", (1, 2), array("f", [1, 2]).tobytes()),
+        NamedTensor("z", "INT8", (1, 3), b""),
         NamedTensor("t", "BYTES", (1,), memoryview(b"\x01\x00\x00\x00a")),
     )
-    placed = ((NamedTensor("z", "INT8", (1, 3), b""), RegionPart("r", 16, 3)),)
     return Answered(
         **{
             "model": "m",
             "version": "1",
             "id": "i",
             "outputs": outputs,
-            "in_regions": placed,
+            "in_regions": {"z": RegionPart("r", 16, 3)},
             **fields,
         }
     )
@@ -347,16 +355,16 @@ def test_an_answer_is_what_protobuf_would_write() -> None:
     assert (found.model_name, found.model_version, found.id) == ("m", "1", "i")
     assert [(each.name, each.datatype, list(each.shape)) for each in found.outputs] == [
         ("y", "FP32", [1, 2]),
-        ("t", "BYTES", [1]),
         ("z", "INT8", [1, 3]),
+        ("t", "BYTES", [1]),
     ]
     # Clients look for the bytes of a tensor by its place, so that of a region has an empty entry.
     assert list(found.raw_output_contents) == [
         array("f", [1, 2]).tobytes(),
-        b"\x01\x00\x00\x00a",
         b"",
+        b"\x01\x00\x00\x00a",
     ]
-    placed = found.outputs[2].parameters
+    placed = found.outputs[1].parameters
     assert placed["shared_memory_region"].string_param == "r"
     assert placed["shared_memory_byte_size"].int64_param == 3
     assert placed["shared_memory_offset"].int64_param == 16

@@ -21,7 +21,7 @@ from gateway_rig import (
     until,
 )
 from slosched.codes import Code
-from slosched.fronts.asked import Answered, RegionPart, Wanted
+from slosched.fronts.asked import Answered, NamedTensor, RegionPart, Wanted
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.serving import Serving
 from slosched.messages import CancelRequest, Goodbye, InferRequest
@@ -98,6 +98,10 @@ def test_each_code_of_the_controller_has_its_status_and_a_refusal_its_prediction
                     "model_stats"
                 ][0]
                 assert stats["inference_stats"]["fail"]["count"] == len(CODES)
+                wrong = await ends.of(asked(wanted=(Wanted("nope"),)))  # which did not run
+                assert isinstance(wrong, FrontError) and wrong.status is Status.INVALID_ARGUMENT
+                later = await serving.statistics("toy", "", serving.callers.everyone)
+                assert later["model_stats"][0]["inference_stats"] == stats["inference_stats"]
 
     run(work())
 
@@ -266,9 +270,9 @@ def test_outputs_go_into_the_regions_where_they_are_wanted() -> None:
                 serving.callers.everyone.regions = memory  # type: ignore[assignment]
                 part = RegionPart("mine", 16, 100)
                 answer = await ends.of(asked(2, wanted=(Wanted("output", part),)))
-                assert isinstance(answer, Answered) and answer.outputs == ()
-                [(tensor, placed)] = answer.in_regions
-                assert tensor.shape == (2, 2) and placed == RegionPart("mine", 16, 16)
+                assert isinstance(answer, Answered)
+                assert answer.outputs == (NamedTensor("output", "FP32", (2, 2), b""),)
+                assert answer.in_regions == {"output": RegionPart("mine", 16, 16)}
                 assert memory.written == [(part, bytes(16))]
                 for part in (RegionPart("mine", 0, 15), RegionPart("full", 0, 16)):
                     error = await ends.of(asked(2, wanted=(Wanted("output", part),)))

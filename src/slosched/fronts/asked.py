@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from slosched.transport.codec import Frame
@@ -50,7 +52,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The answer to an Asked. Outputs that were wanted in a region are `in_regions`, and their bytes there.
+    """The answer to an Asked. Outputs that were wanted in a region have no data, and their place by name.
 
     `latency_ns` is from the call of `Service.begin` to its end, and `in_time` says whether that is within the
     SLO.
@@ -60,9 +62,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version: str
     id: str
     outputs: tuple[NamedTensor, ...]
-    in_regions: tuple[
-        tuple[NamedTensor, RegionPart], ...
-    ] = ()  # `data` is empty: it is in the region
+    in_regions: Mapping[str, RegionPart] = {}
     slo_ns: int = 0
     latency_ns: int = 0
     in_time: bool = True

@@ -293,8 +293,8 @@ class Form:
         rows = [split(self.outputs, length, frame) for frame in frames]
         places: Sequence[int] = range(len(self.outputs))
         if asked.wanted:
-            # Triton answers an output once, however often it is asked for.
-            places = [*dict.fromkeys(self._output_places[each.name] for each in asked.wanted)]
+            # As Triton: once, however often it is asked for, and in the model's order.
+            places = sorted({self._output_places[each.name] for each in asked.wanted})
         return tuple(
             self._named(
                 place,

@@ -15,6 +15,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from msgspec import structs
+
 from slosched.clients.inference import Model
 from slosched.clock import now_ns
 from slosched.codes import REJECTIONS, Code, code_name
@@ -180,7 +182,7 @@ class Inference:
         assert model is not None and self._form is not None and slowest is not None
         try:
             outputs = self._form.answer(asked, self._frames, self._length)
-            placed = self._in_regions(outputs) if asked.wanted else ()
+            placed = self._in_regions(outputs) if asked.wanted else {}
         except ValueError as error:
             text = f"the output of model '{model.base}' is not what it declares: {error}"
             self.fail(FrontError(Status.INTERNAL, text))
@@ -189,8 +191,9 @@ class Inference:
             self.fail(failed)
             return
         if placed:
-            elsewhere = {tensor.name for tensor, _ in placed}
-            outputs = tuple(each for each in outputs if each.name not in elsewhere)
+            outputs = tuple(
+                structs.replace(each, data=b"") if each.name in placed else each for each in outputs
+            )
         latency_ns = now_ns() - self.begun_ns
         slo_ns = asked.slo_ns or slowest.slo_ns
         self._end(
@@ -206,11 +209,9 @@ class Inference:
             )
         )
 
-    def _in_regions(
-        self, outputs: tuple[NamedTensor, ...]
-    ) -> tuple[tuple[NamedTensor, RegionPart], ...]:
+    def _in_regions(self, outputs: tuple[NamedTensor, ...]) -> dict[str, RegionPart]:
         """Write the outputs that were wanted in a region there. Raises FrontError."""
-        placed = []
+        placed = {}
         parts = {wanted.name: wanted.part for wanted in self.asked.wanted}
         for tensor in outputs:
             part = parts[tensor.name]
@@ -224,9 +225,8 @@ class Inference:
                     f"({part.byte_size} bytes) should be at least {size} bytes to hold the results",
                 )
             self.caller.regions.write(part, tensor.data)
-            empty = NamedTensor(tensor.name, tensor.datatype, tensor.shape, b"")
-            placed.append((empty, RegionPart(part.region, part.offset, size)))
-        return tuple(placed)
+            placed[tensor.name] = RegionPart(part.region, part.offset, size)
+        return placed
 
     def fail(self, error: FrontError) -> None:
         """End it with an error; rows that are on their way are cancelled."""

@@ -199,7 +199,7 @@ class Serving:
             self._counting.ended(name, CANCELLED, caller.name)
             return
         self._counting.ended(name, result.status.name.lower(), caller.name)
-        if model is not None:
+        if model is not None and inference.ends_ns:  # else it was wrong, and was not sent
             model.statistics.failed(total_ns)
 
     async def infer(self, asked: Asked, caller: service.Caller) -> Answered:

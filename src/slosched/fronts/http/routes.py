@@ -113,7 +113,7 @@ class Routes:
                 "unregister": Route(_POST, self._region_unregister),
             },
             _CUDA: {
-                "status": Route(_GET, lambda _: document([])),
+                "status": Route(_GET, _cuda_status),
                 "register": Route(_POST, _no_cuda),
                 "unregister": Route(_POST, lambda _: _EMPTY),
             },
@@ -167,7 +167,7 @@ class Routes:
         for prefix, routes in self._of_regions.items():
             if path.startswith(prefix):
                 region, _, action = path[len(prefix) :].rpartition("/")
-                if region and not region.startswith("region/"):
+                if region and (not region.startswith("region/") or region == "region/"):
                     return None
                 exchange.name = _decoded(region[len("region/") :])
                 return routes.get(action)
@@ -334,6 +334,13 @@ def _no_tracing(_: Exchange) -> Answer:
 
 def _no_logging(_: Exchange) -> Answer:
     raise FrontError(Status.UNAVAILABLE, "the server does not support dynamic logging")
+
+
+def _cuda_status(exchange: Exchange) -> Answer:
+    if exchange.name:
+        text = f"Unable to find cuda shared memory region: '{exchange.name[:200]}'"
+        raise FrontError(Status.NOT_FOUND, text)
+    return document([])
 
 
 def _no_cuda(exchange: Exchange) -> Answer:

@@ -19,6 +19,7 @@ from slosched.transport.codec import Frame
 
 #: Bytes of a request beside its raw contents, which protobuf makes objects of.
 MOST_HEAD_BYTES = 4 * 1024**2
+_FINAL = "triton_enable_empty_final_response"  # of streams; perf_analyzer sends it
 _REGION, _OFFSET, _SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
@@ -64,6 +65,12 @@ def parsed(data: bytes) -> Incoming:
 def asked(incoming: Incoming, circumstances: Circumstances) -> Asked:
     """The inference that a request asks for. Raises FrontError."""
     head = incoming.head
+    for name in head.parameters:
+        if name.startswith("triton_") and name != _FINAL:
+            raise _bad(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
+                f"starting with 'triton_' are allowed: {_FINAL}"
+            )
     given = slo_ns(
         _parameter(head.parameters, "timeout"),
         circumstances.slo_header,
@@ -179,15 +186,16 @@ def answer_bytes(answered: Answered, parameters: Mapping[str, object] | None = N
     head = InferResponse(model_name=answered.model, model_version=answered.version, id=answered.id)
     tensors: list[Frame] = []
     for each in answered.outputs:
-        head.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
-        tensors.append(each.data)
-    for each, part in answered.in_regions:
         made = head.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
-        made.parameters[_REGION].string_param = part.region
-        made.parameters[_SIZE].int64_param = part.byte_size
-        if part.offset:
-            made.parameters[_OFFSET].int64_param = part.offset
-        tensors.append(b"")  # clients look for a tensor's bytes by its place among the outputs
+        part = answered.in_regions.get(each.name) if answered.in_regions else None
+        if part is not None:
+            made.parameters[_REGION].string_param = part.region
+            made.parameters[_SIZE].int64_param = part.byte_size
+            if part.offset:
+                made.parameters[_OFFSET].int64_param = part.offset
+        tensors.append(
+            each.data
+        )  # clients look for it by its output's place, also where it is empty
     if parameters is not None:
         set_parameters(head, parameters)
     return response(head.SerializeToString(), tensors, in_stream=parameters is not None)
