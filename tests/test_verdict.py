@@ -202,7 +202,7 @@ def test_the_sentence_names_every_step_once() -> None:
     assert sentence("SLO 25ms", steps) == (
         "SLO 25ms: 99 % in time (client), with 99 % confidence: at 300/s, 600/s and 790/s; not at 850/s; "
         "undecided at 820/s (612 requests, 5 not in time; 695 more would decide if none is late); "
-        "no verdict where sent late, at 900/s"
+        "no verdict at 900/s, where the client sent late"
     )
     assert least_sent(5) == 612 + 695
     assert sentence("", []) == ""

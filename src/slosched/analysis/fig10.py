@@ -129,7 +129,7 @@ def _draw_panel(ax: Any, sides: list[ErrorSide]) -> None:
     if all(side.side == EXACT for side in sides):
         # An axis with nothing on it would look like a figure that failed.
         ax.set_axis_off()
-        text = f"all {sum(side.actions for side in sides)} exactly as predicted"
+        text = f"all {sum(side.actions for side in sides):,} exactly as predicted"
         ax.text(0.5, 0.5, text, ha="center", va="center", color=PALE, transform=ax.transAxes)
         return
     for side in sides:

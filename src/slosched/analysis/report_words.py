@@ -32,6 +32,13 @@ _MEANINGS: dict[int | None, str] = {
     Code.INVALID_REQUEST: "The request itself was wrong: its model, its input or its SLO.",
     Code.SKIPPED: "It was given up in favour of a better batch of the same model.",
     Code.COULD_NOT_START_IN_TIME: "It was refused at arrival: no plan could meet its deadline.",
+    Code.PROCESS_ENDED: "The process that ran it ended, and again when it was tried alone.",
+    Code.MODEL_PROCESS_ENDED: "The model's own process ended, and again when it was tried alone.",
+    Code.LIMIT_REACHED: "It was beyond a limit of the controller, which its reason names.",
+    Code.CONTROLLER_OVERLOADED: "Requests came faster than the controller's core could take them.",
+    Code.CALL_RAISED: "The function raised.",
+    Code.CALL_OVER_LIMIT: "The call was ended at a limit of its function.",
+    Code.TOO_MANY_CALLS: "Its worker had as many unfinished calls as it may have.",
 }
 #: The least number of served requests for which a quantile is shown.
 _LEAST = {"p50": 1, "p99": least_samples(), "p99.9": least_samples(0.999)}

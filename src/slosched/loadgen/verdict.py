@@ -185,7 +185,7 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     late = [place for place, (_, verdict) in enumerate(steps) if verdict is None]
     if late:
         names = [name for name, _ in steps]
-        parts.append(f"no verdict where sent late, at {_listed(names, late)}")
+        parts.append(f"no verdict at {_listed(names, late)}, where the client sent late")
     return (
         f"{subject + ': ' if subject else ''}{100 * percentile:g} % in time (client), with "
         f"{100 * confidence:g} % confidence: {'; '.join(parts)}"
