@@ -304,7 +304,7 @@ def call(
     args, kwargs = _arguments(arguments or [])
     answer = _answer(one_address(controller), called, args, kwargs, slo, near)
     if json:
-        print_json(_answer_document(answer))
+        print_json({"function": answer.function, **answer.facts(), "value": _plain(answer.value)})
     else:
         if answer.ok:
             say(_shown(answer.value))
@@ -418,27 +418,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value
-
-
-def _answer_document(answer: CallAnswer) -> dict[str, Any]:
-    message = answer.message
-    return {
-        "function": answer.function,
-        "code": int(message.code),
-        "outcome": code_name(message.code),
-        "reason": message.reason,
-        "value": _plain(answer.value),
-        "slo_ns": message.slo_ns,
-        "latency_ns": message.latency_ns,
-        "remaining_ns": answer.remaining_ns,
-        "deadline_met": message.deadline_met,
-        "round_trip_ns": answer.round_trip_ns,
-        "worker_id": message.worker_id,
-        "gpu_id": message.gpu_id,
-        "cold": message.cold,
-        "predicted_start_ns": message.predicted_start_ns,
-        "start_ns": message.start_ns,
-        "predicted_exec_ns": message.predicted_exec_ns,
-        "exec_ns": message.exec_ns,
-        "attempts": message.attempts,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from slosched.clients.tensors import Array, inputs_of, outputs_of, signature_text
 from slosched.codes import Code, code_name
@@ -294,6 +295,28 @@ class Inference:
             )
             for place, stage in enumerate(self.stages)
         ]
+
+    def facts(self) -> dict[str, Any]:
+        """How it ended, its times in ns, and where it ran: plain values, for JSON."""
+        message = self.message
+        return {
+            "code": int(message.code),
+            "outcome": code_name(message.code),
+            "reason": message.reason,
+            "slo_ns": message.slo_ns,
+            "latency_ns": message.latency_ns,
+            "remaining_ns": self.remaining_ns,
+            "deadline_met": message.deadline_met,
+            "round_trip_ns": self.round_trip_ns,
+            "worker_id": message.worker_id,
+            "gpu_id": message.gpu_id,
+            "cold": message.cold,
+            "predicted_start_ns": message.predicted_start_ns,
+            "start_ns": message.start_ns,
+            "predicted_exec_ns": message.predicted_exec_ns,
+            "exec_ns": message.exec_ns,
+            "attempts": message.attempts,
+        }
 
     def raise_for_code(self) -> None:
         """Raise what the code stands for, with this answer as `.reply`; nothing for code 0.

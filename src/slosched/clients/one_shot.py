@@ -17,7 +17,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from slosched.clients.aio import connect
 from slosched.clients.inference import Inference, Model
 from slosched.clients.tensors import Array, Inputs, Value, pack
-from slosched.codes import code_name
 from slosched.errors import InvalidConfig
 from slosched.messages import StageReply
 from slosched.signature import BYTES, Tensor, described
@@ -78,28 +77,12 @@ class OneShot:
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON. Times in ns."""
         answer = self.answer
-        message = answer.message
         first = next(iter(answer.outputs.values()), None)
         return {
             "model": answer.model.name,
             "model_id": answer.model.model_id,
-            "code": int(message.code),
-            "outcome": code_name(message.code),
-            "reason": message.reason,
-            "slo_ns": message.slo_ns,
-            "latency_ns": message.latency_ns,
-            "remaining_ns": answer.remaining_ns,
-            "deadline_met": message.deadline_met,
-            "round_trip_ns": answer.round_trip_ns,
-            "batch_size": message.batch_size,
-            "worker_id": message.worker_id,
-            "gpu_id": message.gpu_id,
-            "cold": message.cold,
-            "predicted_start_ns": message.predicted_start_ns,
-            "start_ns": message.start_ns,
-            "predicted_exec_ns": message.predicted_exec_ns,
-            "exec_ns": message.exec_ns,
-            "attempts": message.attempts,
+            **answer.facts(),
+            "batch_size": answer.message.batch_size,
             "stages": [_stage(place, stage) for place, stage in enumerate(answer.stages)],
             "random_weights": answer.model.info.random_weights,
             "output_shape": None if first is None else list(first.shape),
