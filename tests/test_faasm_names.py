@@ -15,7 +15,14 @@ from typer.testing import CliRunner
 import made_experiment
 from slosched.cli import exp
 from slosched.cli.app import app
-from slosched.cli.exp_names import TASK, names_document, switch_rows, understood, variable_text
+from slosched.cli.exp_names import (
+    TASK,
+    names_document,
+    names_markdown,
+    switch_rows,
+    understood,
+    variable_text,
+)
 from slosched.command_line import command_rows
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName
 from slosched.faasm.frame_run import Order, options_of
@@ -155,8 +162,7 @@ def test_every_task_of_the_table_does_what_its_row_says(name: str) -> None:
     else:
         result = invoke(*words)
         assert result.exit_code == 0 and result.output.startswith(f"{name}: no effect: ")
-    row = next(row for row in rows_of(PAGE, "task") if row[0].strip("`").split()[0] == name)
-    assert row == [f"`{task.usage}`", task.ours.replace("|", r"\|")]
+    assert here_of("tasks")[f"`{task.usage}`"] == task.ours
 
 
 @pytest.mark.parametrize(
@@ -273,8 +279,7 @@ def test_every_variable_sets_an_option_or_says_why_not(
         usual = made_experiment.Options()
         changed = {key for key in fields if getattr(order.options, key) != getattr(usual, key)}
         assert changed == ({field} if field else set())
-    row = next(row for row in rows_of(PAGE, "variable") if row[0].strip("`") == name)
-    assert row[1] == variable_text(name)
+    assert here_of("variables")[f"`{name}`"] == variable_text(name)
 
 
 @pytest.mark.usefixtures("made")
@@ -321,22 +326,27 @@ def test_a_variable_that_sets_an_option_finds_one_somewhere() -> None:
 # ----------------------------------------------------------------------------------- page and help
 
 
-def rows_of(text: str, first_heading: str) -> list[list[str]]:
-    lines = text.splitlines()
+def here_of(first_heading: str) -> dict[str, str]:
+    """Each name of the page's table with that heading, and what it is here; several names share a row."""
+    lines = PAGE.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
-    rows = []
+    found = {}
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break
-        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return rows
+        names, here = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        found |= dict.fromkeys(names.split(", "), here)
+    return found
 
 
-def test_the_page_has_each_task_switch_and_variable() -> None:
-    assert [row[0] for row in rows_of(PAGE, "task")] == [
-        f"`{task.usage}`" for task in TASKS.values()
-    ]
-    assert [row[0] for row in rows_of(PAGE, "variable")] == [f"`{name}`" for name in VARIABLES]
+def test_the_page_has_the_tables_that_the_command_prints() -> None:
+    for table in names_markdown().split("\n\n"):
+        assert table in PAGE
+    assert len(here_of("tasks")) == len(TASKS) and len(here_of("variables")) == len(VARIABLES)
+    switches = here_of("switches")
+    for task, switch, meaning in switch_rows():
+        if meaning.startswith("no effect") and meaning != TASKS[task].ours:
+            assert meaning == switches.get(f"`{switch}`", switches.get(f"`{task} {switch}`"))
 
 
 @pytest.mark.parametrize("words", [("names",), (TASK, "--help")], ids=["names", "help"])

@@ -74,22 +74,35 @@ def names_text() -> str:
 
 
 def names_markdown() -> str:
-    """The three tables as docs/faasm.md has them."""
+    """The three tables as docs/faasm.md has them: what is the same here stands in one row.
+
+    Switches that do something stand with their tasks, and those of a task that has no effect for the same
+    reason are left out.
+    """
     tasks = [(f"`{task.usage}`", task.ours) for task in TASKS.values()]
-    # A switch is the same in every task that has it, as far as it has no effect.
-    switches = dict.fromkeys(
-        (f"`{switch}`", meaning) for _, switch, meaning in switch_rows() if meaning[:1] == "n"
-    )
+    told = [row for row in switch_rows() if row[2][:1] == "n" and row[2] != TASKS[row[0]].ours]
+    meanings: dict[str, set[str]] = {}
+    for _, switch, meaning in told:
+        meanings.setdefault(switch, set()).add(meaning)
+    switches = [
+        (f"`{switch}`" if len(meanings[switch]) == 1 else f"`{task} {switch}`", meaning)
+        for task, switch, meaning in told
+    ]
     variables = [(f"`{name}`", variable_text(name)) for name in VARIABLES]
     return "\n\n".join(
         _table(heading, rows)
-        for heading, rows in (("task", tasks), ("switch", [*switches]), ("variable", variables))
+        for heading, rows in (("tasks", tasks), ("switches", switches), ("variables", variables))
     )
 
 
 def _table(heading: str, rows: Sequence[tuple[str, str]]) -> str:
+    names: dict[str, dict[str, None]] = {}  # by what they are here, in order and each once
+    for name, meaning in rows:
+        names.setdefault(meaning, {})[name] = None
     lines = [f"| {heading} | here |", "|---|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    for meaning, those in names.items():
+        cells = (", ".join(those), meaning)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 
 
