@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -91,6 +92,7 @@ def test_the_demo_ends_with_a_verdict_and_what_to_do_next(
     phases: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(slosched.cli.demo, "find_spec", lambda name: object())
+    monkeypatch.setattr(slosched.cli.demo, "which", lambda name: "/bin/slosched")
     result = run_demo(tmp_path / "d")
     assert result.exit_code == 0, result.output
     assert phases == ["answers", "real", "emulated"]
@@ -102,6 +104,16 @@ def test_the_demo_ends_with_a_verdict_and_what_to_do_next(
     assert f"slosched worker --repository {tmp_path / 'd' / 'models'} &" in after
     assert f"infer/pitch -d @{tmp_path / 'd' / 'answers' / 'question.json'}" in after
     assert result.stdout.splitlines()[-1].endswith(str(tmp_path / "d"))
+
+
+def test_commands_that_come_next_work_in_the_shell_that_ran_make(
+    phases: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`make demo` runs .venv/bin/slosched, which is not on the PATH of the shell that it was typed in."""
+    monkeypatch.setattr(slosched.cli.demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(slosched.cli.demo, "which", lambda name: None)
+    after = run_demo(tmp_path / "d").stdout.partition("\nnext\n")[2]
+    assert after.startswith(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
 
 
 def test_the_demo_without_matplotlib_still_ends_well(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
+from shutil import which
 from typing import Annotated
 
 import typer
@@ -94,6 +96,7 @@ def _closing(runs: list[Path], directory: Path) -> str:
     lines += [
         "",
         "next",
+        *_path_line(),
         f"  slosched report {last}    # the last sweep's results, as a page",
         f"  slosched explain {last}   # why requests were refused",
         *again,
@@ -102,6 +105,13 @@ def _closing(runs: list[Path], directory: Path) -> str:
         f"figures, telemetry and logs are in {directory}",
     ]
     return "\n".join(lines)
+
+
+def _path_line() -> list[str]:
+    """How to find `slosched` where the shell does not, as after `make demo`."""
+    if which("slosched"):
+        return []
+    return [f'  export PATH="{Path(sys.executable).parent}:$PATH"    # where slosched is']
 
 
 def _answers_in(directory: Path) -> tuple[list[str], list[str]]:
