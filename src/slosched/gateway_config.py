@@ -100,8 +100,15 @@ class GatewayConfig:
     ] = 1024**3
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)],
-        Option(help="HTTP connections at a time.", panel=ADMISSION),
+        Option(help="HTTP connections at a time, and as many of gRPC.", panel=ADMISSION),
     ] = 1024
+    max_memory_bytes: Annotated[
+        AtLeast1,
+        Option(
+            help="Memory of the gateway, beyond which it ends the gRPC connections that hold most of it.",
+            panel=ADMISSION,
+        ),
+    ] = 4 * 1024**3
     shared_memory: Annotated[
         bool,
         Option(

@@ -11,6 +11,7 @@ import grpc
 from slosched.addresses import is_loopback
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.regions import Regions
+from slosched.fronts.rpc.peers import Peers
 from slosched.fronts.rpc.statuses import fail, internal
 from slosched.fronts.service import Caller, Service
 from slosched.fronts.slo import SLO_HEADER
@@ -23,8 +24,9 @@ _ARRIVES_WITHIN_S = 30.0
 class Call:
     """One RPC. `context` is grpc's."""
 
-    def __init__(self, service: Service, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, service: Service, peers: Peers, context: grpc.aio.ServicerContext) -> None:
         self.service, self.context = service, context
+        self.peer = peers.of(context.peer())
         metadata: dict[str, str | bytes] = {}
         for key, value in context.invocation_metadata() or ():
             metadata.setdefault(key, value)
@@ -50,7 +52,7 @@ class Call:
 
     def is_local(self) -> bool:
         """Whether the client is on this host."""
-        return is_local(self.context.peer())
+        return is_local(self.peer.name)
 
     def regions(self, caller: Caller) -> Regions:
         """The caller's shared memory, for a client of this host. Raises FrontError, 400, for another."""
@@ -74,6 +76,7 @@ class Call:
         if data is grpc.aio.EOF:
             raise FrontError(Status.INVALID_ARGUMENT, "the RPC ended without a request")
         assert isinstance(data, bytes)
+        self.peer.got(len(data))
         return data
 
 
@@ -88,7 +91,7 @@ def is_local(peer: str) -> bool:
 Method = Callable[[Call], Awaitable[bytes]]
 
 
-def handler(service: Service, method: Method) -> grpc.RpcMethodHandler:
+def handler(service: Service, peers: Peers, method: Method) -> grpc.RpcMethodHandler:
     """grpc's handler of a method with a request and an answer.
 
     For grpc the request is a stream, which is the same to a client; so the method reads it itself, and one that
@@ -97,7 +100,10 @@ def handler(service: Service, method: Method) -> grpc.RpcMethodHandler:
 
     async def handle(_requests: object, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            return await method(Call(service, context))
+            call = Call(service, peers, context)
+            data = await method(call)
+            peers.answers(call.peer, len(data), context)
+            return data
         except FrontError as error:
             failure = error
         except grpc.aio.BaseError:  # the RPC has ended already, or its client is gone

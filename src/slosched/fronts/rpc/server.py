@@ -5,6 +5,7 @@ No process may be forked from one that runs it: grpc's threads do not survive th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -20,6 +21,7 @@ from slosched.fronts.rpc.documents import METHODS
 from slosched.fronts.rpc.health import HEALTH_SERVICE, check
 from slosched.fronts.rpc.inference import Circumstances, answer_bytes, asked, parsed
 from slosched.fronts.rpc.messages import SERVICE
+from slosched.fronts.rpc.peers import Peers
 from slosched.fronts.rpc.streams import IN_TIME, Streams
 from slosched.fronts.service import Service
 from slosched.gateway_config import GatewayConfig
@@ -31,6 +33,7 @@ _MOST_PER_CONNECTION = 1024
 #: What a message has beside the tensors that `max_request_bytes` bounds.
 _HEAD_BYTES = 64 * 1024
 _METADATA_BYTES = 16 * 1024
+_UNREAD_BYTES = 1024**2
 _HANDSHAKE_WITHIN_MS = 10_000
 _KEEPALIVE_MS, _KEEPALIVE_WITHIN_MS = 60_000, 20_000
 
@@ -56,9 +59,13 @@ class RpcFront:
     ) -> None:
         self.port = 0
         self._service, self._config, self._tls = service, config, tls
-        self._streams = Streams(
-            service, most=config.max_connections, max_bytes=config.max_request_bytes
+        self.peers = Peers(
+            most_untaken=config.max_in_flight_bytes, most_memory=config.max_memory_bytes
         )
+        self._streams = Streams(
+            service, self.peers, most=config.max_connections, max_bytes=config.max_request_bytes
+        )
+        self._look: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -74,7 +81,7 @@ class RpcFront:
         # For each registered method grpc would have a wait of its own; for generic ones there is one for all.
         handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
         health = grpc.method_handlers_generic_handler(
-            HEALTH_SERVICE, {"Check": handler(self._service, check)}
+            HEALTH_SERVICE, {"Check": handler(self._service, self.peers, check)}
         )
         server.add_generic_rpc_handlers((handlers, health))
         address = f"{bracketed('::' if host == '*' else host)}:{port}"
@@ -87,6 +94,8 @@ class RpcFront:
             raise InvalidConfig(f"cannot listen on {address} for gRPC: {error}") from None
         self._server = server
         await server.start()
+        self.peers.port = self.port
+        self._look = asyncio.get_running_loop().create_task(self.peers.look_after())
 
     async def drain(self, within_s: float) -> None:
         """Take no new RPCs, let those that run end within this time, and cancel the rest."""
@@ -96,13 +105,17 @@ class RpcFront:
 
     async def close(self) -> None:
         """End at once. Safe to call again."""
+        if self._look is not None:
+            self._look.cancel()
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(None)
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         methods = {**METHODS, "ModelInfer": self._infer}
-        found = {name: handler(self._service, method) for name, method in methods.items()}
+        found = {
+            name: handler(self._service, self.peers, method) for name, method in methods.items()
+        }
         return found | {"ModelStreamInfer": self._streams.handler()}
 
     async def _infer(self, call: Call) -> bytes:
@@ -136,6 +149,10 @@ def _options(config: GatewayConfig) -> dict[str, int]:
         "grpc.max_receive_message_length": min(config.max_request_bytes + _HEAD_BYTES, 2**31 - 1),
         "grpc.max_send_message_length": -1,
         "grpc.max_concurrent_streams": _MOST_PER_CONNECTION,
+        # What is kept of an RPC that is not read; with probing it is up to 8 MiB. A message that is waited for
+        # gets a window of its own size in any case.
+        "grpc.http2.bdp_probe": 0,
+        "grpc.http2.lookahead_bytes": _UNREAD_BYTES,
         "grpc.max_allowed_incoming_connections": config.max_connections,
         "grpc.max_metadata_size": _METADATA_BYTES,
         "grpc.absolute_max_metadata_size": _METADATA_BYTES,

@@ -26,6 +26,7 @@ from slosched.fronts.rpc.inference import (
     set_parameters,
 )
 from slosched.fronts.rpc.messages import StreamResponse
+from slosched.fronts.rpc.peers import Answer, Peers
 from slosched.fronts.rpc.statuses import fail, internal, shown
 from slosched.fronts.service import Caller, Running, Service
 
@@ -41,17 +42,19 @@ _FINAL = "triton_final_response"
 class Stream:
     """One RPC of ModelStreamInfer. `run` is its whole life; `finish` ends it when its requests are answered."""
 
-    def __init__(self, call: Call, caller: Caller, max_bytes: int) -> None:
+    def __init__(self, call: Call, peers: Peers, caller: Caller, max_bytes: int) -> None:
         self._service: Service = call.service
+        self._peer, self._peers = call.peer, peers
         self._context: grpc.aio.ServicerContext = call.context
         self._caller = caller
         regions = partial(call.regions, caller)
         self._circumstances = Circumstances(call.slo_header, 0, regions, max_bytes)
         self._running: dict[int, Running | None] = {}
-        self._answers: deque[bytes] = deque()
+        self._answers: deque[tuple[bytes, Answer]] = deque()
         #: Answers of requests without an id, in the order of these; None: not there yet.
-        self._in_order: dict[int, bytes | None] = {}
-        self._unwritten = self._unwritten_bytes = 0
+        self._in_order: dict[int, tuple[bytes, Answer] | None] = {}
+        self._unwritten: set[Answer] = set()
+        self._unwritten_bytes = 0
         self._number = 0
         self._changed = asyncio.Event()
         self._to_write = asyncio.Event()
@@ -74,6 +77,8 @@ class Stream:
             self._running.clear()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
+            for answer in self._unwritten:
+                self._peers.taken(answer)
         if self._finishing:
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
 
@@ -99,11 +104,13 @@ class Stream:
             self._reader = None
         if data is grpc.aio.EOF:
             return False
+        self._peer.got(len(data))
         self._begin(data)
         return True
 
     def _is_full(self) -> bool:
-        return len(self._running) + self._unwritten >= MOST or self._unwritten_bytes >= MOST_BYTES
+        open_ = len(self._running) + len(self._unwritten)
+        return open_ >= MOST or self._unwritten_bytes >= MOST_BYTES
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -138,33 +145,36 @@ class Stream:
     def _answer(self, number: int, request_id: str, end: Answered | FrontError) -> None:
         """Have an answer written: at once, or without an id when those before it are there."""
         data = _response(end, request_id)
-        self._unwritten += 1
+        answer = self._peers.holds(self._peer, len(data))
+        self._unwritten.add(answer)
         self._unwritten_bytes += len(data)
         if number in self._in_order:
-            self._in_order[number] = data
+            self._in_order[number] = data, answer
             self._release()
         else:
-            self._answers.append(data)
+            self._answers.append((data, answer))
         self._to_write.set()
         self._changed.set()
 
     def _release(self) -> None:
         """Let the answers without an id go that no earlier one is missing for."""
         while self._in_order:
-            number, data = next(iter(self._in_order.items()))
-            if data is None:
+            number, answer = next(iter(self._in_order.items()))
+            if answer is None:
                 return
             del self._in_order[number]
-            self._answers.append(data)
+            self._answers.append(answer)
 
     async def _write(self, owner: asyncio.Task[object] | None) -> None:
         """Write answers as they come. Ends the stream's task if that fails: its client is gone."""
         try:
             while True:
                 while self._answers:
-                    data = self._answers.popleft()
+                    data, answer = self._answers.popleft()
+                    self._peers.sends(answer)
                     await self._context.write(data)
-                    self._unwritten -= 1
+                    self._peers.taken(answer)
+                    self._unwritten.remove(answer)
                     self._unwritten_bytes -= len(data)
                     self._changed.set()
                 self._to_write.clear()
@@ -197,15 +207,15 @@ def _response(end: Answered | FrontError, request_id: str) -> bytes:
 class Streams:
     """The streams of a server, at most `most` at a time; an idle one holds an RPC as long as it likes."""
 
-    def __init__(self, service: Service, *, most: int, max_bytes: int) -> None:
-        self._service, self._most, self._max_bytes = service, most, max_bytes
+    def __init__(self, service: Service, peers: Peers, *, most: int, max_bytes: int) -> None:
+        self._service, self._peers, self._most, self._max_bytes = service, peers, most, max_bytes
         self._open: set[Stream] = set()
 
     def handler(self) -> grpc.RpcMethodHandler:
         """grpc's handler of ModelStreamInfer."""
 
         async def handle(_requests: object, context: grpc.aio.ServicerContext) -> None:
-            call = Call(self._service, context)
+            call = Call(self._service, self._peers, context)
             try:
                 caller = call.caller()
                 if len(self._open) >= self._most:
@@ -216,7 +226,7 @@ class Streams:
             except FrontError as error:
                 await fail(context, error)
                 return
-            stream = Stream(call, caller, self._max_bytes)
+            stream = Stream(call, self._peers, caller, self._max_bytes)
             self._open.add(stream)
             try:
                 await stream.run()
