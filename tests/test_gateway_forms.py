@@ -161,6 +161,14 @@ def test_inputs_that_are_missing_repeated_or_of_other_batches() -> None:
     assert len(refused(of, structs.replace(left, name="n" * 10_000))) < 400
 
 
+def test_a_batch_of_minus_one_is_not_that_of_the_others() -> None:
+    of = form(PAIR)
+    left = tensor("left", np.zeros((1, 4), np.float32))
+    right = structs.replace(tensor("right", np.zeros((1, 4), np.int32)), shape=(-1, 4))
+    for inputs in ((left, right), (right, left)):
+        assert "batch size does not match" in refused(of, *inputs)
+
+
 def test_outputs_are_those_that_are_wanted_and_once() -> None:
     of = form(PAIR)
     frames = [

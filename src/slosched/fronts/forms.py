@@ -117,7 +117,7 @@ class Form:
 
     def _count(self, asked: Asked, given: Sequence[NamedTensor]) -> int:
         """The number of rows, on which all inputs must agree. Raises FrontError."""
-        count = -1
+        count: int | None = None
         for place in range(len(given) - 1, -1, -1):
             tensor = given[place]
             if not tensor.shape:
@@ -128,13 +128,13 @@ class Form:
                 )
             if len(tensor.shape) != len(self.inputs[place].shape) + 1:
                 raise self._wrong_shape(asked, tensor, self.inputs[place])
-            if count not in (-1, tensor.shape[0]):
+            if count not in (None, tensor.shape[0]):
                 raise self._wrong(
                     asked,
                     f"input '{tensor.name}' batch size does not match other inputs for '{self.name}'",
                 )
             count = tensor.shape[0]
-        return count
+        return -1 if count is None else count
 
     def _in_order(self, asked: Asked) -> list[NamedTensor]:
         """The request's inputs in the order of the signature. Raises FrontError."""
