@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import made_experiment
+import slosched.analysis
 from slosched.errors import InvalidConfig, MissingPackage, RunDirectoryInUse, SloschedError
 from slosched.faasm.frame import Frame
 from slosched.faasm.frame_leaks import Leaked, watched
@@ -223,6 +225,21 @@ def test_the_time_that_is_left_is_estimated_before_and_corrected_by_what_cells_t
         assert lines[-1] == f"{key}: done in {took_s:.1f} s; about{left} left"
     frame.row("d", {"x": 1})
     assert "left" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in Path(slosched.analysis.__path__[0]).glob("faasm_*.py"))
+)
+def test_without_matplotlib_a_drawing_is_not_even_imported(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Summaries look at the import: what fails later than that fails the run, and all of it was measured."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("slosched.analysis.style", f"slosched.analysis.{name}"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.delattr("slosched.analysis.style", raising=False)
+    with pytest.raises(MissingPackage, match=r"slosched\[plot\]"):
+        import_module(f"slosched.analysis.{name}")
 
 
 def test_wrong_cells_are_refused(frame: Frame) -> None:

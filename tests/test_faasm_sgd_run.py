@@ -79,7 +79,7 @@ class TestARun:
             text = (done[2] / "tables" / f"sgd-{name}.txt").read_text()
             assert "Nothing here is Faasm" in text
             assert rows_of(done[2], name), f"{name} has rows"
-        assert "Emulated" in (done[2] / "tables" / "sgd-time.txt").read_text()
+        assert "EMULATED" in (done[2] / "tables" / "sgd-time.txt").read_text()
         assert "synthetic" in (done[2] / "tables" / "sgd-data.txt").read_text()
 
     def test_records_say_what_was_asked_and_what_happened(

@@ -29,7 +29,7 @@ class Moved:
 
 
 def draw_durations(
-    series: Mapping[str, Points], path: Path, *, calls: int, order: Sequence[str]
+    series: Mapping[str, Points], path: Path, *, calls: int, order: Sequence[str], note: str = ""
 ) -> list[Path]:
     """Milliseconds against the rows of the matrices: medians, and bars from the least to the most."""
     with look():
@@ -41,13 +41,13 @@ def draw_durations(
         write_out(axes.yaxis)
         _size_ticks(axes, sorted({x for points in series.values() for x, _ in points}))
         axes.set_ylabel("Duration (ms)")
-        axes.set_title(f"A @ B by {calls} calls and by one process")
-        _legend(figure, axes)
+        axes.set_title(f"A @ B by {_counted(calls)} and by one process")
+        _legend(figure, axes, note)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
 
 
 def draw_splits(
-    series: Mapping[str, Points], path: Path, *, size: int, order: Sequence[str]
+    series: Mapping[str, Points], path: Path, *, size: int, order: Sequence[str], note: str = ""
 ) -> list[Path]:
     """Milliseconds against splits, at one size."""
     with look():
@@ -60,7 +60,7 @@ def draw_splits(
         axes.set_xlabel("Splits, and below them the number of calls")
         axes.set_ylabel("Duration (ms)")
         axes.set_title(f"What dividing costs, {size:,} rows")
-        _legend(figure, axes)
+        _legend(figure, axes, note)
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
 
 
@@ -71,6 +71,7 @@ def draw_bytes(
     most: Sequence[tuple[int, float]],
     none: Sequence[str],
     order: Sequence[str],
+    note: str = "",
 ) -> list[Path]:
     """Left: MB between calls and the global tier against size. Right: the part of what is read that was pulled.
 
@@ -80,7 +81,7 @@ def draw_bytes(
         figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         label = "all that calls read and write"
-        left.plot(*zip(*most, strict=True), color=PALE, linestyle="--", label=label)
+        left.plot(*zip(*most, strict=True), color=PALE, linestyle="--", label=label, zorder=5)
         megabytes = {
             title: [(each.size, [each.megabytes]) for each in found]
             for title, found in series.items()
@@ -100,12 +101,9 @@ def draw_bytes(
         right.set_ylim(0, 1.05)
         right.set_ylabel("Part of what is read that is pulled")
         right.set_title("What was not there already")
-        if none:
-            text = (
-                f"nothing moves: {'; '.join(none)}\nhosts and instances are emulated on one machine"
-            )
-            figure.supxlabel(text, fontsize=8)
-        _legend(figure, left)
+        _legend(
+            figure, left, "\n".join([f"nothing moves: {'; '.join(none)}"] * bool(none) + [note])
+        )
         return save(figure, path.parent, path.name, forms=("png", "pdf"))
 
 
@@ -141,5 +139,12 @@ def _far(sizes: Sequence[int], place: int) -> bool:
     return sizes[place] >= 1.5 * sizes[place - 1] and sizes[-1] >= 1.5 * sizes[place]
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Any, axes: Any, note: str) -> None:
+    """The legend beside the axes, and the note below them."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8.5)
+    if note:
+        figure.supxlabel(note, fontsize=8)
+
+
+def _counted(calls: int) -> str:
+    return "one call" if calls == 1 else f"{calls} calls"

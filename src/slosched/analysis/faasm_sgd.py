@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from slosched.analysis import style
 from slosched.analysis.legends import legend_below, look_of, size_with_legend
 from slosched.errors import InvalidConfig
 
@@ -30,14 +31,12 @@ _TIME, _BYTES, _BILL, _MEMORY = (
 )
 
 
-def draw(records: Sequence[Record], size: str, path: Path) -> list[Path]:
-    """Draw the records of one size as PATH.png and PATH.pdf; return the paths.
+def draw(records: Sequence[Record], title: str, path: Path, *, note: str = "") -> list[Path]:
+    """Draw the records of one size as PATH.png and PATH.pdf, with `note` below the title; return the paths.
 
     Each record is of one training: "system", "workers", "train_s", "losses", "epoch_ends_s", and except of the
-    sequential ones the bytes and the bill. Raises InvalidConfig without any, MissingPackage.
+    sequential ones the bytes and the bill. Raises InvalidConfig without any.
     """
-    from slosched.analysis import style
-
     shown = [name for name in SYSTEMS if any(each["system"] == name for each in records)]
     if not shown:
         raise InvalidConfig("nothing to draw: no training is complete")
@@ -56,7 +55,8 @@ def draw(records: Sequence[Record], size: str, path: Path) -> list[Path]:
         )
         for ax, label, value in values:
             _against_workers(ax, records, shown, label, value)
-        figure.suptitle(f"sgd, {size}: medians and ranges over seeds", x=0.01, ha="left")
+        lines = [f"{title}: medians and ranges over seeds", *([note] if note else [])]
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
         legend_below(figure, axes[0][0], names)
         return style.save(figure, path.parent, path.name)
 
@@ -102,10 +102,11 @@ def _curves(
     ax.set_ylabel("Loss (root of the mean hinge)")
     ax.set_title(f"{most} workers")
     if by_time:
-        from slosched.analysis import style
-
         ax.set_xscale("log")
         style.write_out(ax.xaxis)
+    else:
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(style.WholeLocator(5, integer=True))
 
 
 def _against_workers(
@@ -116,8 +117,6 @@ def _against_workers(
     value: Callable[[Record], float | None],
 ) -> None:
     """A line for each system: medians, with bars from the least to the most."""
-    from slosched.analysis import style
-
     counts = sorted({int(each["workers"]) for each in records})
     for place, name in enumerate(SYSTEMS):
         points: dict[int, list[float]] = {}
@@ -130,8 +129,19 @@ def _against_workers(
         colour, marker = look_of(place)
         xs = sorted(points)
         middles = [median(points[x]) for x in xs]
-        if name == "sequential":
+        if name == "sequential":  # it has one worker, and is drawn for comparison with all numbers
             ax.axhline(middles[0], color=colour, linestyle="--", linewidth=1.2)
+            ax.annotate(
+                "sequential",
+                (0.99, middles[0]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                fontsize=8.5,
+                color=colour,
+            )
             continue
         below = [m - min(points[x]) for x, m in zip(xs, middles, strict=True)]
         above = [max(points[x]) - m for x, m in zip(xs, middles, strict=True)]

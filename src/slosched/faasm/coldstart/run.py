@@ -29,6 +29,8 @@ FILL = summary.FILL
 #: A fork takes less memory than a process, so that more are tried.
 FORKS_FOR_ONE = 8
 _WARM_CALLS = 3
+#: The worker's template has the interpreter already, which a new process of its own has to start.
+RELOAD = "call, reset=reload (a fork that imports all anew)"
 #: About what a new process takes, and an answer: the network on a GPU, or not.
 _START_S = {
     (NOTHING, False): 0.06,
@@ -169,13 +171,13 @@ def _calls(options: ColdstartOptions, frame: Frame, plan: Plan) -> None:
         (
             NOTHING,
             "L4",
-            "call, reset=reload (a new process of the worker's)",
+            RELOAD,
             functions.nothing_new,
             (),
         ),
         (NOTHING, "fork", "call, reset=restore", functions.nothing_restored, ()),
         (NOTHING, "L0", "call, warm slot", functions.nothing, ()),
-        (NETWORK, "L4", "call, reset=reload (a new process of the worker's)", new, (picture,)),
+        (NETWORK, "L4", RELOAD, new, (picture,)),
         (NETWORK, "fork", "call, reset=restore", functions.classify_restored, (picture,)),
         (NETWORK, "L0", "call, warm slot", warm, (picture,)),
     ]

@@ -64,7 +64,7 @@ def show(frame: Frame) -> None:
     bars = [
         Bar(
             group=str(each["what"]),
-            name=f"{each['rung']}  {each['start']}",
+            name=_named(each),
             ms=float(each["ms"]),
             least_ms=float(each["least_ms"]),
             most_ms=float(each["most_ms"]),
@@ -78,6 +78,11 @@ def show(frame: Frame) -> None:
         for each in PUBLISHED
     ]
     draw_ladder(bars, frame.figure("coldstart"), device=str(records[0]["device"]))
+
+
+def _named(each: Mapping[str, Any]) -> str:
+    rung, start = str(each["rung"]), str(each["start"])
+    return start if start.startswith(rung) else f"{rung}  {start}"
 
 
 def _row(each: Mapping[str, Any]) -> dict[str, Any]:

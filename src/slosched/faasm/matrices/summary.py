@@ -346,14 +346,16 @@ def draw(frame: Frame, cells: Cells, systems: Sequence[System]) -> None:
             shared.append(title)
     sizes = sorted({cell.size for cell in cells.values()})
     most = [(size, blocks.travelling_bytes(size, shown) / 1e6) for size in sizes]
+    emulated = [each.title for each in systems if each.pushes and each.title in by_splits]
+    note = f"EMULATED on this host: {'; '.join(emulated)}" if emulated else ""
     faasm_matrices.draw_durations(
-        took, frame.figure("matrices-duration"), calls=blocks.calls(shown), order=order
+        took, frame.figure("matrices-duration"), calls=blocks.calls(shown), order=order, note=note
     )
     if moving:
         faasm_matrices.draw_bytes(
-            moving, frame.figure("matrices-bytes"), most=most, none=shared, order=order
+            moving, frame.figure("matrices-bytes"), most=most, none=shared, order=order, note=note
         )
     if len(splits) > 1:
         faasm_matrices.draw_splits(
-            by_splits, frame.figure("matrices-splits"), size=largest, order=order
+            by_splits, frame.figure("matrices-splits"), size=largest, order=order, note=note
         )

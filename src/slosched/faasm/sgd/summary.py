@@ -11,12 +11,14 @@ from slosched.faasm.frame import Frame
 from slosched.faasm.sgd.training import MODES
 
 Record = dict[str, Any]
+_EMULATED = (
+    "EMULATED: every instance of copies and sum-delta is a process of this host that behaves as if it "
+    "stood on another one; no container and no network is measured."
+)
 #: What stands below every table: what is replaced, and what is emulated.
 NOTE = (
     "shared: " + MODES["shared"].about + ". copies: " + MODES["copies"].about + ". "
-    "sum-delta: " + MODES["sum-delta"].about + ". "
-    "Emulated: every instance of copies and sum-delta is a process of this host that behaves as if it "
-    "stood on another one; no container and no network is measured."
+    "sum-delta: " + MODES["sum-delta"].about + ". " + _EMULATED
 )
 _DATA = (
     "Synthetic examples in the shape of RCV1-v2 unless a file was given: losses and accuracies are not "
@@ -47,7 +49,9 @@ def show(frame: Frame) -> None:
     for size in sizes:
         ours = [each for each in timed if each["size"] == size]
         if any(each["system"] in MODES for each in ours):
-            draw(ours, size, frame.figure(f"sgd-{size}"))
+            origin = next((each["data"]["origin"] for each in ours if each.get("data")), "")
+            title = f"sgd, {size} ({origin})" if origin else f"sgd, {size}"
+            draw(ours, title, frame.figure(f"sgd-{size}"), note=_EMULATED)
 
 
 TIME_NOTE = (
