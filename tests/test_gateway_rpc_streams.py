@@ -57,6 +57,25 @@ def channel(held: Served) -> Iterator[grpc.Channel]:
         yield made
 
 
+def test_a_stream_ends_when_its_token_is_gone_and_what_runs_is_answered(
+    held: Served, channel: grpc.Channel
+) -> None:
+    stream = RawStream(channel)
+    stream.send(a_request("before"))
+    held.until(lambda: len(held.service.begun) == 1)
+    held.service.needs_token = True
+    stream.send(a_request("after"))
+    [served] = held.front._streams._open
+    held.until(lambda: served.refused is not None)
+    held.do(held.service.release)
+    assert stream.ids(1) == ["before"]
+    with pytest.raises(grpc.RpcError):
+        stream.next()
+    assert stream.call.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert dict(stream.call.trailing_metadata())["www-authenticate"]
+    assert len(held.service.asked) == 1
+
+
 def test_answers_come_as_they_are_there(held: Served, channel: grpc.Channel) -> None:
     stream = RawStream(channel)
     stream.send(*map(a_request, "abc"))

@@ -4,7 +4,8 @@ Requests without an id, whose answers a client could not tell apart, are answere
 
 A stream takes MOST requests that are not answered, and is not read beyond: HTTP/2's flow control then holds its
 client back. An SLO counts from the time at which the request was read. The stream's own deadline is not that of
-its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream continues.
+its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream continues. It ends
+with the first request after its token has gone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Stream:
     """One RPC of ModelStreamInfer. `run` is its whole life; `finish` ends it when its requests are answered."""
 
     def __init__(self, call: Call, peers: Peers, caller: Caller, max_bytes: int) -> None:
-        self._service: Service = call.service
+        self._call, self._service = call, call.service
         self._peer, self._peers = call.peer, peers
         self._context: grpc.aio.ServicerContext = call.context
         self._caller = caller
@@ -60,6 +61,7 @@ class Stream:
         self._to_write = asyncio.Event()
         self._finishing = False
         self._reader: asyncio.Task[object] | None = None
+        self.refused: FrontError | None = None  # its caller may not ask any more
 
     async def run(self) -> None:
         """Serve it to its end."""
@@ -79,6 +81,8 @@ class Stream:
             await asyncio.gather(writer, return_exceptions=True)
             for answer in self._unwritten:
                 self._peers.taken(answer)
+        if self.refused is not None:
+            await fail(self._context, self.refused)
         if self._finishing:
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
 
@@ -105,6 +109,11 @@ class Stream:
         if data is grpc.aio.EOF:
             return False
         self._peer.got(len(data))
+        try:
+            self._call.caller()
+        except FrontError as error:
+            self.refused = error
+            return False
         self._begin(data)
         return True
 
