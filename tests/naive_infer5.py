@@ -26,7 +26,7 @@ from slosched.core.scheduler.forecast import (
     WORTH_NS,
 )
 from slosched.core.scheduler.losses import _LOSS_WEIGHT
-from slosched.core.scheduler.plans import _LOOKED_AT
+from slosched.core.scheduler.plans import _LOOKED_AT, why_refused
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.infer5 import _FLOODED, Infer5
 from slosched.core.scheduler.shares import Shares
@@ -341,11 +341,7 @@ class NaiveInfer5:
         elif start_ns >= _NEVER_NS:
             reason, start_ns = "no connected GPU has this model ready", -1
         else:
-            state = "" if request.instance.resident_on else " after loading its weights"
-            reason = (
-                f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
-                f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
-            )
+            reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         if request.attempts:  # it came back from an action that failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from slosched.config import SchedulerConfig
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.estimators import ExecTable
 from slosched.core.scheduler.forecast import Forecast, places_before, why_refused_early
+from slosched.core.scheduler.plans import why_refused
 from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.errors import InvalidConfig
 from slosched.sim.harness import Demand, Outcome, Simulation
@@ -200,3 +202,15 @@ def test_the_option_is_read_from_a_file_and_held_to_its_range(tmp_path: Path) ->
             SchedulerConfig(early_refusal=wrong)
     with pytest.raises(InvalidConfig, match="early_refusal must be a number, not NaN"):
         SchedulerConfig(early_refusal=float("nan"))
+
+
+def test_a_refusal_says_so_where_only_the_way_back_is_too_long() -> None:
+    """After a stall: "could start in 756us at the earliest and takes 2.6ms; the deadline is in 5.85ms"."""
+    one = model()
+    one.resident_on[0] = cast(Any, None)
+    asked = request(one, 1, at_ms=0, slo_ms=5.85)
+    assert why_refused(asked, 756_000, 2_600_000, 0) == (
+        "could start in 756us at the earliest and takes 2.6ms, and its result would arrive here too late; "
+        "the deadline is in 5.85ms"
+    )
+    assert "result" not in why_refused(asked, 3_300_000, 2_600_000, 0)

@@ -94,9 +94,14 @@ def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> s
     """In words: the best plan starts at `start_ns` and takes `exec_ns`, which is too late."""
     loading = " after loading its weights" if request.call is None else " after a cold start"
     state = "" if request.instance.resident_on else loading
+    late = (
+        ", and its result would arrive here too late"
+        if start_ns + exec_ns <= request.deadline_ns
+        else ""
+    )
     return (
         f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
-        f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
+        f"{format_duration(exec_ns)}{late}; the deadline is in {format_duration(request.slo_ns)}"
     )
 
 
