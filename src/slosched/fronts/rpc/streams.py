@@ -4,7 +4,7 @@ Requests without an id, whose answers a client could not tell apart, are answere
 
 A stream takes MOST requests that are not answered, and is not read beyond: HTTP/2's flow control then holds its
 client back. An SLO counts from the time at which the request was read. The stream's own deadline is not that of
-its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream continues. It ends
+its requests, and gives them no SLO. What is wrong with a request is its answer, and the stream goes on. It ends
 with the first request after its token has gone.
 """
 
