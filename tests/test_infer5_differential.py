@@ -79,7 +79,7 @@ WORLDS = {
         speeds=(1.0,),
         ways_us=(300,),
         pages=100,
-        rate=4000.0,
+        rate=2500.0,
         skew=1.2,
         copies=4,
         slos_ms=(40.0, 90.0),
@@ -90,7 +90,7 @@ WORLDS = {
 #: A plan that gives up too soon shows with half of the seeds; this is one of them.
 SEEDS = {"many-gpus-uneven": 100}
 #: Turns come after half a second.
-SECONDS = {"turns": 1.2}
+SECONDS = {"turns": 0.9}
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_the_worlds_reach_every_kind_of_answer() -> None:
     seen: dict[int, int] = {}
     for name in ("overload", "deaths-overload", "failures"):
         twins = Twins(WORLDS[name], 3, Infer5, NaiveInfer5, check=False)
-        twins.run(0.4)
+        twins.run(0.2)
         for code, count in twins.codes.items():
             seen[code] = seen.get(code, 0) + count
     expected = {
