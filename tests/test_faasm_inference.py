@@ -392,8 +392,12 @@ def test_the_claims_are_ratios_of_capacities_and_tails() -> None:
 
     rows = claims.claims([*made("slosched", 30, 20), *made("container", 10, 200)])
     assert [(row["claim"], row["found"]) for row in rows] == [
-        ("2 x throughput", "3.00 x"),
-        ("90 % lower tail (p99)", "90 % lower"),
+        ("2 x throughput (answers per s)", "3.00 x"),
+        ("90 % lower tail (p99, ms)", "90 % lower"),
+    ]
+    assert [row["of"] for row in rows] == [
+        "30 answers; 10 answers",
+        "1 requests at 1/s, 1 cold; 1 requests at 1/s, 1 cold",
     ]
 
 
@@ -406,6 +410,12 @@ def test_the_published_scale_is_the_original_s() -> None:
     assert options.thinks_ns[0] == 30 * NS_PER_S
     assert (min(options.fractions), max(options.fractions)) == (0.1, 1.2)
     assert options.lasts_ns("published", "L3", 25 * NS_PER_MS) == 60 * NS_PER_S
+    quick = {
+        each.key: each.duration_ns
+        for each in settings_of(ThroughputOptions().at_scale("quick"), "quick", "container")
+    }
+    warm, cold = "container open cold=none L0 at=0.3", "container open cold=20% L3 at=0.3"
+    assert quick[cold] == 3 * quick[warm]  # emulated starts take long, and some are to be seen
     latency = LatencyOptions().at_scale("published")
     assert latency.rules == ("none", "every:5", "every:50", "every:500")
     assert latency.lasts_ns("published", "every:5", "L3") == 480 * NS_PER_S

@@ -81,6 +81,8 @@ class TestARun:
             assert rows_of(done[2], name), f"{name} has rows"
         assert "EMULATED" in (done[2] / "tables" / "sgd-time.txt").read_text()
         assert "synthetic" in (done[2] / "tables" / "sgd-data.txt").read_text()
+        page = (done[2] / "report.md").read_text()
+        assert "options: workers 1,3, size micro, modes shared,copies,sum-delta, interval" in page
 
     def test_records_say_what_was_asked_and_what_happened(
         self, done: tuple[Frame, str, Path]

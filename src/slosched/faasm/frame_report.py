@@ -11,6 +11,7 @@ from slosched.faasm.frame_table import EXPERIMENTS
 from slosched.faasm.frame_tables import markdown_text
 from slosched.faasm.names import REPLACED
 from slosched.output_files import utf8, write_file
+from slosched.units import exact_duration
 
 REPORT = "report.md"
 
@@ -44,11 +45,19 @@ def _facts(frame: Frame, manifest: Mapping[str, Any]) -> str:
         f"{memory_gb:.1f} GB, {host.get('platform')}",
         f"- slosched {manifest.get('slosched')}, Python {host.get('python')}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"- options: {_options(manifest.get('config') or {})}",
+        f"- options: {_options(manifest.get('options_at_scale') or manifest.get('config') or {})}",
         f"- seeds: {manifest.get('seeds') or 'see the options'}",
     ]
     return utf8("\n".join(lines))
 
 
 def _options(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in config.items()) or "none"
+    return ", ".join(_option(key, value) for key, value in config.items()) or "none"
+
+
+def _option(name: str, value: Any) -> str:
+    if name.endswith("_ns") and isinstance(value, int):
+        return f"{name.removesuffix('_ns')} {exact_duration(value)}"
+    if isinstance(value, list):
+        return f"{name} {','.join(map(str, value)) or '-'}"
+    return f"{name} {value if value != '' else '-'}"

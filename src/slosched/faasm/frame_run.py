@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -262,6 +262,7 @@ def _begin(order: Order, directory: Path, before: Mapping[str, Any]) -> None:
         "run": before.get("run")
         or f"{now.replace(':', '')}-{order.experiment}-{secrets.token_hex(4)}",
         "scale": order.scale,
+        "options_at_scale": _at_scale(order),
         "replaced": REPLACED,
         "versions": versions(),
         "layout": order.layout,
@@ -271,6 +272,13 @@ def _begin(order: Order, directory: Path, before: Mapping[str, Any]) -> None:
     write_manifest(
         directory, f"{KIND} {order.experiment}", order.config(), seeds_of(order.options), extra
     )
+
+
+def _at_scale(order: Order) -> dict[str, Any]:
+    """The options that a run has, with what the scale says in place of what was not given."""
+    if not hasattr(order.options, "at_scale"):
+        return order.config()
+    return replace(order, options=order.options.at_scale(order.scale)).config()
 
 
 def versions() -> dict[str, str]:

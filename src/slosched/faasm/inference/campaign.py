@@ -100,6 +100,11 @@ def rungs_of(system: str, rule: str, options: InferenceOptions) -> list[str]:
     return [rung for rung in options.rungs if not lacks(system, rung)]
 
 
+def length_of(system: str, rung: str) -> str:
+    """The rung whose runs are as long as these: an emulated start takes as long as a new process."""
+    return "L4" if system == "container" and rung != WARM else rung
+
+
 @contextmanager
 def planned(options: InferenceOptions) -> Iterator[Plan]:
     """The plan of a run, whose weights are in a file that is removed at the end. Raises MissingPackage."""

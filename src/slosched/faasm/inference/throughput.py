@@ -15,6 +15,7 @@ from slosched.faasm.inference.campaign import (
     Setting,
     check,
     check_answers,
+    length_of,
     planned,
     rungs_of,
     systems_of,
@@ -81,7 +82,8 @@ def settings_of(options: ThroughputOptions, scale: str, name: str) -> list[Setti
 def _settings(
     options: ThroughputOptions, scale: str, name: str, rule: str, rung: str
 ) -> list[Setting]:
-    lasts_ns = options.lasts_ns(scale, rung)
+    length = length_of(name, rung)
+    lasts_ns = options.lasts_ns(scale, length)
     found = [
         Setting(
             system=name,
@@ -114,7 +116,7 @@ def _settings(
             loop="closed",
             rule=rule,
             rung=rung,
-            duration_ns=options.lasts_ns(scale, rung, think_ns),
+            duration_ns=options.lasts_ns(scale, length, think_ns),
             slo_ns=options.slo_ns,
             fields={"think_ms": think_ns / NS_PER_MS, "connections": options.connections},
             connections=options.connections,
