@@ -68,10 +68,10 @@ class EchoService:
     def caller(self, authorization: str) -> Named:
         if self.needs_token and authorization != TOKEN:
             raise FrontError(Status.UNAUTHENTICATED, "a token is needed, or this one is unknown")
-        return Named("client", self.regions)
+        return Named(authorization, self.regions)
 
     def begin(self, asked: Asked, caller: Any, on_end: OnEnd) -> Running:
-        assert caller.name == "client"
+        assert isinstance(caller, Named)
         self.asked.append(asked)
         begun = Begun(self, asked, on_end)
         self.begun.append(begun)

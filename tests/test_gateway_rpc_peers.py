@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from rpc_rig import WITHIN_S, EchoService, Served, a_request, call, channel, serving
-from slosched.fronts.rpc import peers
+from slosched.fronts.rpc import peers, server
 from slosched.fronts.rpc.kernel import Connection, connections, own_memory_bytes
 from slosched.fronts.rpc.messages import SERVICE, InferResponse
 from slosched.fronts.rpc.peers import Peers
@@ -210,6 +210,21 @@ def test_half_messages_end_their_connection_and_no_other(
             assert call(made, "ModelInfer", a_request())
             stop.set()
             assert next(stream)
+
+
+def test_a_connection_without_an_rpc_ends_and_its_client_makes_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "_IDLE_WITHIN_MS", 100)
+    with serving() as served, channel(served) as made:
+        for _ in range(2):
+            assert call(made, "ServerLive", b"")
+            served.until(lambda: not _names(served))
+
+
+def _names(served: Served) -> list[str]:
+    with connections(served.front.port) as found:
+        return [each.peer for each in found]
 
 
 def _received(served: Served) -> int:

@@ -36,6 +36,8 @@ _METADATA_BYTES = 16 * 1024
 _UNREAD_BYTES = 1024**2
 _HANDSHAKE_WITHIN_MS = 10_000
 _KEEPALIVE_MS, _KEEPALIVE_WITHIN_MS = 60_000, 20_000
+#: A connection without an RPC; its client makes another with its next one.
+_IDLE_WITHIN_MS = 600_000
 
 
 class Certificates(Protocol):
@@ -157,6 +159,7 @@ def _options(config: GatewayConfig) -> dict[str, int]:
         "grpc.max_metadata_size": _METADATA_BYTES,
         "grpc.absolute_max_metadata_size": _METADATA_BYTES,
         "grpc.server_handshake_timeout_ms": _HANDSHAKE_WITHIN_MS,
+        "grpc.max_connection_idle_ms": _IDLE_WITHIN_MS,
         "grpc.keepalive_time_ms": _KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": _KEEPALIVE_WITHIN_MS,
     }

@@ -47,7 +47,7 @@ class Stream:
         self._call, self._service = call, call.service
         self._peer, self._peers = call.peer, peers
         self._context: grpc.aio.ServicerContext = call.context
-        self._caller = caller
+        self.caller = caller
         regions = partial(call.regions, caller)
         self._circumstances = Circumstances(call.slo_header, 0, regions, max_bytes)
         self._running: dict[int, Running | None] = {}
@@ -141,7 +141,7 @@ class Stream:
             if request_id:
                 del self._in_order[number]
             wanted = asked(incoming, self._circumstances)
-            running = self._service.begin(wanted, self._caller, ended)
+            running = self._service.begin(wanted, self.caller, ended)
         except FrontError as error:
             ended(error)
         except Exception as error:  # a bug ends neither the stream nor the requests beside this one
@@ -214,7 +214,10 @@ def _response(end: Answered | FrontError, request_id: str) -> bytes:
 
 
 class Streams:
-    """The streams of a server, at most `most` at a time; an idle one holds an RPC as long as it likes."""
+    """The streams of a server, at most `most` at a time; an idle one holds an RPC as long as it likes.
+
+    A token has at most as many as are left free, so that none takes those of all.
+    """
 
     def __init__(self, service: Service, peers: Peers, *, most: int, max_bytes: int) -> None:
         self._service, self._peers, self._most, self._max_bytes = service, peers, most, max_bytes
@@ -227,11 +230,7 @@ class Streams:
             call = Call(self._service, self._peers, context)
             try:
                 caller = call.caller()
-                if len(self._open) >= self._most:
-                    raise FrontError(
-                        Status.RESOURCE_EXHAUSTED,
-                        f"{self._most} streams are open, and no more are allowed",
-                    )
+                self._check_room(caller)
             except FrontError as error:
                 await fail(context, error)
                 return
@@ -243,6 +242,16 @@ class Streams:
                 self._open.discard(stream)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def _check_room(self, caller: Caller) -> None:
+        free = self._most - len(self._open)
+        own = sum(each.caller.name == caller.name for each in self._open) if caller.name else 0
+        if own >= free:
+            whose = f", {own} of token '{caller.name}'" if caller.name else ""
+            raise FrontError(
+                Status.RESOURCE_EXHAUSTED,
+                f"{len(self._open)} streams are open{whose}, and no more are allowed",
+            )
 
     def finish(self) -> None:
         """Let each end when its requests are answered."""
