@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,3 +251,42 @@ async def starts_and_awaits(ctx: Any, processes: int) -> None:
     for _ in range(processes):
         subprocess.Popen(["sleep", "60"])
     await ctx.chain(echo, 1)
+
+
+SHARED: list[int] = []
+
+
+def _share(size: int, how: str) -> None:
+    """Make `size` bytes of shared memory: in a file that is open, or mapped alone."""
+    if how == "anonymous":
+        KEPT.append(mmap.mmap(-1, size))
+        _fill(KEPT[-1])
+        return
+    if how == "file":
+        fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
+    else:
+        fd = os.memfd_create("a call's")
+    os.posix_fallocate(fd, 0, size)
+    if how == "mapped":
+        KEPT.append(mmap.mmap(fd, size))
+        _fill(KEPT[-1])
+        os.close(fd)
+    else:
+        SHARED.append(fd)
+
+
+KEPT: list[mmap.mmap] = []
+
+
+def _fill(memory: mmap.mmap) -> None:
+    for at in range(0, len(memory), mmap.PAGESIZE):
+        memory[at] = 1
+
+
+@slosched.function
+def shares(ctx: Any, size: int, how: str, path: str = "") -> int:
+    """Holds shared memory until the file exists, or it is ended."""
+    _share(size, how)
+    while path and not Path(path).exists():
+        time.sleep(0.01)
+    return os.getpid()

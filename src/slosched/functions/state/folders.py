@@ -75,6 +75,11 @@ def _root_path() -> Path:
     return base / name
 
 
+def is_within_root(path: str) -> bool:
+    """Whether the file is of this root, or of one that `root_of_host` names."""
+    return path.startswith(str(_root_path()))
+
+
 def root_of_host(number: int) -> str:
     """The name of a root for processes that are to share nothing with this one, as if on another host.
 

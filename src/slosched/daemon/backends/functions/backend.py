@@ -63,7 +63,13 @@ class FunctionsBackend:
             self._root.close()
             self._watch.close()
             raise
-        self._runner = Runner(self._root, self._watch, clock=clock, announce=self._note)
+        self._runner = Runner(
+            self._root,
+            self._watch,
+            clock=clock,
+            announce=self._note,
+            shared_at_most_bytes=_host_bytes() // 2,
+        )
         self.calls = self._runner
         self.functions: tuple[str, ...] = tuple(sorted(self._listed))
         self.loadable = tuple(sorted({*inner.loadable, *self.functions}))
@@ -88,7 +94,7 @@ class FunctionsBackend:
         return devices
 
     def _host_info(self) -> GpuInfo:
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        memory_bytes = _host_bytes() // 2
         page_bytes = self._config.page_bytes
         pages = max(len(self.functions), memory_bytes // page_bytes)
         name = f"host, {self._slots} slot(s)"
@@ -303,6 +309,10 @@ class FunctionsBackend:
             except SloschedError as error:
                 self._note(f"the state of functions was not dropped: {error}")
         self.inner.close()
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _allow_files(count: int) -> None:

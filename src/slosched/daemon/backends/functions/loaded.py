@@ -22,6 +22,7 @@ from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import Brood, ChildRunner, Watch, start_zygote
 from slosched.daemon.backends.functions import wire
 from slosched.daemon.backends.functions.demand import MOST_MORE, Demand
+from slosched.daemon.backends.functions.guard import shared_bytes
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: An import and an `init` that take longer hang.
@@ -32,6 +33,8 @@ _TRIM_NS = 5 * NS_PER_S
 _ANSWER_WITHIN_NS = 5 * NS_PER_S
 _HANGS = "the process that its calls are forked from does not answer"
 _TEMPLATE_ENDED = "the process that its calls are forked from ended"
+#: How often it is looked at what shared memory calls left in a process.
+_LOOK_SHARED_NS = 200 * NS_PER_MS
 _FIRST_PAUSE_NS = 100 * NS_PER_MS
 _LONGEST_PAUSE_NS = 30 * NS_PER_S
 
@@ -49,6 +52,7 @@ class CallChild(ChildRunner):
         self.ready = False
         self.pid = 0
         self.own_bytes = 0  # when it was ready
+        self.looked_ns = 0  # at its shared memory
         self.call = -1  # the key of its call; -1: it has none
         self.taken = False  # for a call
 
@@ -140,6 +144,7 @@ class LoadedFunction:
         self.ready = False  # calls can begin
         self.failed = ""
         self.code = 0
+        self.shared_bytes = 0  # that a process holds before its first call
         self.since_ns = clock()
         self.due_ns = self.since_ns + LOAD_WITHIN_NS
         self.children: dict[CallChild, int] = {}  # with their starts, in order
@@ -201,8 +206,18 @@ class LoadedFunction:
         self._free(child)
         if self.failed or child.ended or len(self._idle) >= self._spares + MOST_MORE:
             self.end(child, "it is not needed")
+        elif self._holds_much(child):
+            self.end(child, "its calls left shared memory")
         else:
             self._idle.append(child)
+
+    def _holds_much(self, child: CallChild) -> bool:
+        """Whether its calls left half of the shared memory that one may take."""
+        now_ns = self._clock()
+        if not self.memory_bytes or now_ns < child.looked_ns + _LOOK_SHARED_NS:
+            return False
+        child.looked_ns = now_ns
+        return shared_bytes(child.pid) - self.shared_bytes > self.memory_bytes // 2
 
     def _free(self, child: CallChild) -> None:
         """No call has the process any more."""
@@ -308,6 +323,7 @@ class LoadedFunction:
         child.ready = True
         child.pid, child.own_bytes = message.pid, message.own_bytes
         if not self.ready:  # the others could not start before either
+            self.shared_bytes = shared_bytes(child.pid)
             now = self._clock()
             self.children = dict.fromkeys(self.children, now)
             self._trim_ns = now + _TRIM_NS

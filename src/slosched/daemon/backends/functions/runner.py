@@ -48,12 +48,20 @@ _CODES = (Code.CALL_RAISED, Code.CALL_OVER_LIMIT, Code.INVALID_INPUT)
 class Runner:
     """Every loaded function and every unfinished call of one worker.
 
-    `over` is called with each op of a call that is over.
+    `over` is called with each op of a call that is over. All calls together hold `shared_at_most_bytes` of
+    shared memory (0: any): of more, the one that holds the most is ended.
     """
 
     def __init__(
-        self, root: Root, watch: Watch, *, clock: Clock = now_ns, announce: Callable[[str], None]
+        self,
+        root: Root,
+        watch: Watch,
+        *,
+        clock: Clock = now_ns,
+        announce: Callable[[str], None],
+        shared_at_most_bytes: int = 0,
     ) -> None:
+        self._shared_at_most_bytes = shared_at_most_bytes
         self._root, self._watch, self._clock, self._announce = root, watch, clock, announce
         self._loaded: dict[tuple[int, str], LoadedFunction] = {}  # by device and name
         self._loads: dict[int, tuple[Op, LoadedFunction, int]] = {}  # ops, with their begin
@@ -107,6 +115,7 @@ class Runner:
         next_ns = NEVER_NS
         for call in list(self._calls.values()):
             next_ns = min(next_ns, self._check(call, now))
+        self._check_all(now)
         for function in functions:
             if not function.failed:
                 next_ns = min(next_ns, now + NS_PER_S if function.ready else function.due_ns)
@@ -477,11 +486,23 @@ class Runner:
         reason = call.over_limit(now, self._clock)
         if not reason:
             return call.due_ns
+        self._end_group(call, reason, now)
+        return NEVER_NS
+
+    def _check_all(self, now: int) -> None:
+        """End the call that holds the most shared memory if all of them hold too much."""
+        most_bytes = self._shared_at_most_bytes
+        if most_bytes and sum(call.shared_bytes for call in self._calls.values()) > most_bytes:
+            call = max(self._calls.values(), key=_shared_bytes)
+            mine, limit = exact_bytes(call.shared_bytes), exact_bytes(most_bytes)
+            words = f"the shared memory of all calls of a worker, {limit}; this one has the most, {mine}"
+            self._end_group(call, words, now)
+
+    def _end_group(self, call: RunningCall, reason: str, now: int) -> None:
         if call.child is not None:
             # Its template does that too, but those that fork without end leave it little time for it.
             end_group(call.child.pid)
         self._end(call, Code.CALL_OVER_LIMIT, reason, now)
-        return NEVER_NS
 
     def pid_of(self, action_id: int) -> int:
         """The process of an unfinished call; 0: it has none."""
@@ -506,3 +527,7 @@ class Runner:
             if isinstance(child, CallChild):
                 child.drop_mail()
         self._watch.close()
+
+
+def _shared_bytes(call: RunningCall) -> int:
+    return call.shared_bytes

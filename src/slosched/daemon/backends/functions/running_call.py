@@ -11,7 +11,7 @@ from slosched.core.worker.interface import Op
 from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.functions import wire
-from slosched.daemon.backends.functions.guard import descendants, own_bytes
+from slosched.daemon.backends.functions.guard import descendants, own_bytes, shared_bytes
 from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction
 from slosched.daemon.backends.functions.parcels import Parcel
 from slosched.messages import Span
@@ -27,6 +27,8 @@ _LOOK_OFTEN_NS = 10 * NS_PER_MS
 #: What the loop does between two looks at one call takes at least this number of times as long as a look.
 _LOOK_SHARE = 50
 NEVER_NS = 2**63 - 1
+#: How often it is looked at what shared memory a call holds.
+_LOOK_SHARED_NS = 200 * NS_PER_MS
 
 #: Makes a message of its payload, once that is written.
 MakeMessage = Callable[[Parcel], wire.ToCall]
@@ -46,6 +48,8 @@ class RunningCall:
     ran_ns: int = 0  # in ops that are over
     held_bytes: int = 0  # results of its children that it has not taken yet
     look_ns: int = NEVER_NS  # when it is looked at next
+    shared_bytes: int = 0  # when that was looked at last
+    _shared_ns: int = 0  # when that is looked at next
     _outgoing: deque[tuple[MakeMessage, Parcel]] = field(default_factory=deque)
 
     # ------------------------------------------------------------------------------- times
@@ -120,6 +124,14 @@ class RunningCall:
         if now_ns < self.look_ns:
             return ""
         pids = descendants(child.pid, MOST_PROCESSES + 1)
+        limit_bytes = self.function.memory_bytes
+        if now_ns >= self._shared_ns:
+            self._look_at_shared(now_ns, clock, (child.pid, *pids))
+            if 0 < limit_bytes < self.shared_bytes:
+                limit = exact_bytes(limit_bytes)
+                return (
+                    f"the shared memory of a call, {limit}: memfd, /dev/shm and results of children"
+                )
         if not pids:  # its process alone, which RLIMIT_DATA bounds
             self.look_ns = now_ns + (_LOOK_NS if self.op is not None else _LOOK_SUSPENDED_NS)
             return ""
@@ -127,9 +139,16 @@ class RunningCall:
         self.look_ns = now_ns + max(_LOOK_OFTEN_NS, _LOOK_SHARE * took_ns)
         if len(pids) > MOST_PROCESSES:
             return f"the processes that a call may have started, {MOST_PROCESSES}"
-        limit_bytes = self.function.memory_bytes
         taken = sum(max(0, own_bytes(pid) - child.own_bytes) for pid in (child.pid, *pids))
         if limit_bytes and taken > limit_bytes:
             limit = exact_bytes(limit_bytes)
             return f"the memory of a call, {limit}, with the processes it started"
         return ""
+
+    def _look_at_shared(self, now_ns: int, clock: Clock, pids: Sequence[int]) -> None:
+        """What its processes hold; the arrays of one payload count in each that holds them."""
+        began_ns = clock()
+        base_bytes = self.function.shared_bytes
+        shared = sum(max(0, shared_bytes(pid) - base_bytes) for pid in pids)
+        self.shared_bytes = self.held_bytes + shared
+        self._shared_ns = now_ns + max(_LOOK_SHARED_NS, _LOOK_SHARE * (clock() - began_ns))
