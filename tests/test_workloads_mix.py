@@ -137,3 +137,11 @@ def test_a_version_in_a_file_is_written_as_the_command_line_takes_it(tmp_path: P
 def test_what_is_no_version_behind_an_at_sign_stays_in_the_name(name: str) -> None:
     made = parse_workload("mix", [f"{name}:1:5", "2s"])
     assert [use.name for use in made.uses] == [name]
+
+
+def test_a_version_with_a_colon_is_answered_with_the_form() -> None:
+    words = (
+        r"'digits:1:1:20:25ms': cv must be a number, not '25ms'; write a version as NAME@VERSION"
+    )
+    with pytest.raises(InvalidConfig, match=words):
+        parse_workload("mix", ["digits:1:1:20:25ms"])

@@ -155,14 +155,19 @@ def _entry(text: str) -> MixEntry:
     values = text.split(":")
     if not 3 <= len(values) <= 6:
         raise InvalidConfig(f"models: {text!r} is not a model; write it as {_FORM}")
-    return MixEntry(
-        _name(read_model("models", values[0])),
-        read_count("copies", values[1]),
-        read_rate("rate", values[2]),
-        read_slo("slo", values[3]) if len(values) > 3 else DEFAULT_SLO,
-        read_positive("cv", values[4]) if len(values) > 4 and values[4] else None,
-        lengths=read_lengths("lengths", values[5]) if len(values) > 5 else None,
-    )
+    try:
+        return MixEntry(
+            _name(read_model("models", values[0])),
+            read_count("copies", values[1]),
+            read_rate("rate", values[2]),
+            read_slo("slo", values[3]) if len(values) > 3 else DEFAULT_SLO,
+            read_positive("cv", values[4]) if len(values) > 4 and values[4] else None,
+            lengths=read_lengths("lengths", values[5]) if len(values) > 5 else None,
+        )
+    except InvalidConfig as error:
+        # A version with its usual colon takes the place of copies, and moves what follows.
+        hint = "; write a version as NAME@VERSION" if split_version(":".join(values[:2]))[1] else ""
+        raise InvalidConfig(f"models: {text!r}: {error}{hint}") from None
 
 
 def _parse(args: Sequence[str]) -> Composed:
