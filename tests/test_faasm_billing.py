@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from slosched.clock import now_ns, sleep_ns
-from slosched.errors import InvalidConfig, OutputExists, SloschedError
+from slosched.errors import InvalidConfig, OutputExists, PeerUnreachable, SloschedError
 from slosched.faasm import layout
 from slosched.faasm.billing import Bill, Billing, host_log_name
 from slosched.faasm.billing_host import Host, log_lines, read_log, summary_text
@@ -356,14 +356,14 @@ def test_results_are_pulled_from_a_host_over_ssh(tmp_path: Path) -> None:
     with ssh_rig.server(tmp_path / "ssh") as server:
         import getpass
 
-        def pull(folder: str, into: Path) -> int:
+        def pull(folder: str, into: Path, python: str = sys.executable) -> int:
             return pull_results(
                 "sgd",
                 user=getpass.getuser(),
                 host="two",
                 folder=folder,
                 into=into,
-                python=sys.executable,
+                python=python,
                 ssh_config=str(server.folder / "ssh_config"),
             ).files
 
@@ -374,6 +374,26 @@ def test_results_are_pulled_from_a_host_over_ssh(tmp_path: Path) -> None:
             pull(there, tmp_path / "here")
         with pytest.raises(InvalidConfig, match="has no files in /nowhere"):
             pull("/nowhere", tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+        odd = ("a b", "a\nb", "-rf", "umlaut ä", "*", os.fsdecode(b"byte \xff"), "$HOME")
+        for name in odd:
+            (results / name).write_text(name.encode(errors="replace").decode())
+        (results / "again").hardlink_to(results / "RUN_TIME.log")
+        (results / "link").symlink_to("/etc/passwd")
+        (results / "empty").mkdir()
+        os.mkfifo(results / "pipe")
+        cut = tmp_path / "python that stops"
+        cut.write_text(f'#!/bin/sh\n{sys.executable} "$@" | head -c 300\n')
+        cut.chmod(0o755)
+        with pytest.raises(PeerUnreachable, match="its files did not come"):
+            pull(there, tmp_path / "deep" / "other", python=str(cut))
+        assert not [*(tmp_path / "deep").iterdir()]
+        (tmp_path / "deep" / "other").mkdir()
+        assert pull(there, tmp_path / "deep" / "other") == len(odd) + 2
+        pulled = tmp_path / "deep" / "other" / results.name
+        assert {path.name for path in pulled.iterdir()} == {*odd, "again", "RUN_TIME.log"}
+        assert (pulled / "again").read_text() == "12.5ms"
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["other"]
     with pytest.raises(InvalidConfig, match="not a host's name"):
         pull_results("sgd", user="alice", host="///")
     with pytest.raises(InvalidConfig, match="is not a user's name"):

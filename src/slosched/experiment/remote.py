@@ -194,7 +194,8 @@ def _pack(folder: Path) -> None:
     out.write(PACK)
     with (
         gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as tar,
+        # What is linked twice is sent twice: a link within the folder would be none of its files.
+        tarfile.open(fileobj=packed, mode="w|", dereference=True) as tar,
     ):
         if folder.is_dir():
             for path in sorted(folder.rglob("*")):

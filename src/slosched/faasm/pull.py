@@ -5,6 +5,7 @@ Nothing here is replaced: what comes goes into a folder that is new or empty.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from slosched.experiment.fetch import fetch
 from slosched.experiment.hosts import Host
 from slosched.experiment.ssh import check_ssh
 from slosched.faasm.frame_table import EXPERIMENTS
-from slosched.output_files import check_folder
+from slosched.output_files import check_folder, make_folder, write_error
 
 #: Where the original keeps results on each host, and where they go here.
 THERE, HERE = "~/faasm", "faasm-results"
@@ -55,9 +56,19 @@ def pull_results(
             f"{place} has files, and none is overwritten; choose another folder by --into"
         )
     check_ssh()
-    count = fetch(there, folder, place)
-    if not count:
-        raise InvalidConfig(f"host {host} has no files in {folder}; name the folder by --folder")
+    make_folder(place.parent)
+    # What is cut off leaves nothing in its place, which a second try finds empty.
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as drafts:
+        draft = Path(drafts) / place.name
+        count = fetch(there, folder, draft)
+        if not count:
+            raise InvalidConfig(
+                f"host {host} has no files in {folder}; name the folder by --folder"
+            )
+        try:
+            draft.rename(place)
+        except OSError as error:
+            raise write_error(f"cannot make {place}: {error.strerror}", error) from None
     return Pulled(count, folder, place)
 
 
