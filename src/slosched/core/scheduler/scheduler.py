@@ -388,7 +388,8 @@ class Scheduler:
             return  # of a session that ended; what it was about was dealt with then
         self.sessions.heard(worker)
         if isinstance(message, Heartbeat):
-            self.sessions.heartbeat(worker, message, now_ns=now_ns)
+            refused = self.answers.by_code.get(Code.COULD_NOT_START_IN_TIME, 0)
+            self.sessions.heartbeat(worker, message, refused=refused, now_ns=now_ns)
         elif isinstance(message, Offer):
             fresh = self.sessions.offered(worker, message)
             if fresh is not None:

@@ -349,7 +349,8 @@ class Sessions:
         if worker.state is WorkerState.JOINED and ours:
             self.lose(worker, "its connection broke", now_ns=now_ns)
 
-    def heartbeat(self, worker: Worker, message: Heartbeat, *, now_ns: int) -> None:
+    def heartbeat(self, worker: Worker, message: Heartbeat, *, refused: int, now_ns: int) -> None:
+        """`refused` requests could not start in time so far."""
         self._cluster.emit(
             ToWorker(
                 worker.worker_id,
@@ -361,11 +362,9 @@ class Sessions:
                 ),
             )
         )
-        # The latency of a heartbeat tells what the wire and both loops cost while no Infer does. Without it a
-        # path once found slow would stay so: nothing would be sent there, and nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
-            self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)
+            self._cluster.paths.beat(worker, delay_ns, refused=refused)
         worker.beat = message
         for stats in message.gpus:
             for gpu in worker.gpus:
