@@ -92,7 +92,7 @@ def serving(
         yield Gateway(
             controller=address,
             http=f"127.0.0.1:{http}",
-            grpc=f"127.0.0.1:{_grpc_port(serves)}",
+            grpc=f"127.0.0.1:{grpc_port(serves)}",
             worker_process=run,
             controller_process=decides,
             process=serves,
@@ -107,7 +107,7 @@ def serving_models(folder: Path) -> tuple[str, ...]:
     return ("--device", "cpu", "--config", str(config))
 
 
-def _grpc_port(process: Child) -> int:
+def grpc_port(process: Child) -> int:
     """The ready line has both ports, and is written at once."""
     found = _GRPC.search(process.text())
     assert found is not None, process.text()

@@ -1,4 +1,4 @@
-"""`slosched gateway` beside a real Triton: the same answers to 268 requests, except for listed differences.
+"""`slosched gateway` beside a real Triton: the same answers to 306 requests, except for listed differences.
 
 Triton's are in golden/triton_answers.json (benchmarks/triton_server/conformance.py made them), the differences
 with their reasons in golden/gateway_differences.toml and in a table of docs/gateway.md.

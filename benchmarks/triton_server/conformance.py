@@ -4,7 +4,7 @@
 
 starts a real Triton (triton_process.py) with the models of triton_models.py and writes its answers; they are
 committed, and tests/test_gateway_conformance.py compares those of `slosched gateway` with them. `--http PORT
---grpc PORT` asks a server that runs on 127.0.0.1 instead. 268 requests, fifteen seconds.
+--grpc PORT` asks a server that runs on 127.0.0.1 instead. 306 requests, fifteen seconds.
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ def ask(http_port: int, grpc_port: int) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for case in http_cases.cases():
         with _occupied(http_port) if case.occupied else contextlib.nullcontext():
-            found[f"http: {case.name}"] = _http(exchange(http_port, case.data, head=case.head))
+            found[f"http: {case.name}"] = http_answer(
+                exchange(http_port, case.data, head=case.head)
+            )
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         _settled(stub)
         for each in rpc_cases.cases():
             with _occupied(http_port) if each.occupied else contextlib.nullcontext():
-                found[f"grpc: {each.name}"] = _rpc(stub, each)
+                found[f"grpc: {each.name}"] = rpc_answer(stub, each)
     return found
 
 
@@ -86,7 +88,8 @@ def _occupied(http_port: int) -> Iterator[None]:
             each.recv(1 << 16)
 
 
-def _http(answer: HttpAnswer) -> Answer:
+def http_answer(answer: HttpAnswer) -> Answer:
+    """What of an answer by HTTP is compared."""
     headers = {name: answer.headers[name] for name in _HEADERS if name in answer.headers}
     found: Answer = {"status": answer.status, "headers": headers}
     body = answer.body
@@ -106,7 +109,8 @@ def _http(answer: HttpAnswer) -> Answer:
     return found | {"json": _steady(document)}
 
 
-def _rpc(stub: Any, case: rpc_cases.RpcCase) -> Answer:
+def rpc_answer(stub: Any, case: rpc_cases.RpcCase) -> Answer:
+    """Ask by gRPC; what of the answer is compared."""
     call = getattr(stub, case.method)
     try:
         if case.stream:

@@ -6,11 +6,12 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raw_http import Headers, message
+from triton_models import TYPES
 
 Json = dict[str, Any]
 _LENGTH = "Inference-Header-Content-Length"
@@ -69,6 +70,27 @@ B_LEFT = left(data=None, parameters=binary(16))
 B_RIGHT = right(data=None, parameters=binary(16))
 
 
+#: struct's letters of datatypes.
+LETTERS = {
+    "BOOL": "?",
+    "UINT8": "B",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP16": "e",
+    "FP32": "f",
+    "FP64": "d",
+}
+
+
+def packed(datatype: str, values: Sequence[Any]) -> bytes:
+    """Elements' bytes as the protocol has them."""
+    if datatype == "BYTES":
+        return texts(*(each.encode() for each in values))
+    return struct.pack(f"<{len(values)}{LETTERS[datatype]}", *values)
+
+
 def texts(*values: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(each)) + each for each in values)
 
@@ -102,7 +124,7 @@ def cases() -> Iterator[HttpCase]:
     """All, in the order in which they are asked."""
     for name, data in (*_server(), *_models(), *_good(), *_inputs(), *_values(), *_outputs()):
         yield HttpCase(name, data)
-    for name, data in (*_bodies(), *_texts(), *_memory()):
+    for name, data in (*_bodies(), *_texts(), *_memory(), *_found()):
         yield HttpCase(name, data)
     yield HttpCase("head: live", message("HEAD", "/v2/health/live"), head=True)
     yield HttpCase("timeout: long enough", slow(timeout=5_000_000))
@@ -329,6 +351,75 @@ def _memory() -> Iterator[tuple[str, bytes]]:
     yield "memory: without a size", infer(left(data=None, parameters=size), RIGHT)
     yield "trace setting", get("/v2/trace/setting")
     yield "logging", get("/v2/logging")
+
+
+def _types(*, binary_data: bool) -> bytes:
+    """One element of each input of `types`; floats of half precision travel as bytes alone."""
+    values: Json = {"BOOL": [True, False], "FP16": [0.5, -2.0], "FP64": [0.25, -1e6]}
+    inputs, tail = [], b""
+    for name, datatype in TYPES.items():
+        given = values.get(datatype, [7, 0])
+        if binary_data or datatype == "FP16":
+            data = packed(datatype, given)
+            inputs.append(tensor(name, datatype, [1, 2], parameters=binary(len(data))))
+            tail += data
+        else:
+            inputs.append(tensor(name, datatype, [1, 2], data=given))
+    path, parameters = "/v2/models/types/infer", {"binary_data_output": binary_data}
+    return infer(*inputs, path=path, tail=tail, parameters=parameters)
+
+
+def _seen(ids: int, mask: int) -> bytes:
+    """`seen` with inputs of these lengths."""
+    return infer(
+        tensor("ids", "INT64", [1, ids], data=[*range(ids)]),
+        tensor("mask", "INT64", [1, mask], data=[1] * mask),
+        path="/v2/models/seen/infer",
+    )
+
+
+def _found() -> Iterator[tuple[str, bytes]]:
+    """What fuzz.py found."""
+    yield "infer: all datatypes in JSON", _types(binary_data=False)
+    yield "infer: all datatypes in binary", _types(binary_data=True)
+    yield "infer: a length of 3", _seen(3, 3)
+    yield "infer: a length of 0", _seen(0, 0)
+    yield (
+        "infer: a grid",
+        infer(tensor("input", "FP32", [2, 2, 2], data=[*range(8)]), path="/v2/models/grid/infer"),
+    )
+    turned = [{"name": "difference"}, {"name": "sum"}]
+    yield "infer: outputs in another order", infer(LEFT, RIGHT, outputs=turned)
+    yield "infer: version 01", infer(LEFT, RIGHT, path="/v2/models/pair/versions/01/infer")
+    yield "infer: version 0", infer(LEFT, RIGHT, path="/v2/models/pair/versions/0/infer")
+    yield "infer: parameters of an input are a number", infer(left(parameters=1), RIGHT)
+    yield "infer: priority is a string", infer(LEFT, RIGHT, parameters={"priority": "1"})
+    yield "infer: sequence_start is a number", infer(LEFT, RIGHT, parameters={"sequence_start": 1})
+    yield "timeout: without an end", infer(LEFT, RIGHT, parameters={"timeout": 2**62})
+    good = json.dumps({"inputs": [LEFT, RIGHT]}).encode()
+    yield "body: byte order mark", post(PAIR, raw=b"\xef\xbb\xbf" + good)
+    gzipped = [("Content-Encoding", "gzip")]
+    yield (
+        "body: gzip without its end",
+        message("POST", PAIR, gzip.compress(good, mtime=0)[:-6], gzipped),
+    )
+    raw = zlib.compress(good)[2:-4]
+    yield (
+        "body: deflate without zlib",
+        message("POST", PAIR, raw, [("Content-Encoding", "deflate")]),
+    )
+    yield "body: empty encoding", message("POST", PAIR, good, [("Content-Encoding", "")])
+    yield "header length: a fraction", infer(LEFT, RIGHT, header_length=f"{len(good)}.0")
+    yield "header length: a sign", infer(LEFT, RIGHT, header_length=f"+{len(good)}")
+    yield "index: a number", post("/v2/repository/index", raw=b"1")
+    unknown = {"parameters": {"colour": "red"}}
+    yield "load: unknown parameter", post("/v2/repository/models/pair/load", unknown)
+    yield "unload: unknown parameter", post("/v2/repository/models/nope/unload", unknown)
+    cuda = "/v2/cudasharedmemory/region"
+    yield "memory: cuda status of unknown", get(f"{cuda}/nope/status")
+    yield "memory: cuda register", post(f"{cuda}/mine/register", {"byte_size": 64})
+    yield "memory: status without a name", get("/v2/systemsharedmemory/region//status")
+    yield "memory: unregister without a name", post("/v2/systemsharedmemory/region//unregister")
 
 
 def _repository() -> Iterator[tuple[str, bytes]]:

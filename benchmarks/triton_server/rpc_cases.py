@@ -174,6 +174,38 @@ def spoilt() -> Iterator[tuple[str, Change]]:
     )
 
 
+def _parameter(name: str, **value: Any) -> Change:
+    """A parameter of the request; without a value it is there and has none."""
+
+    def change(request: Message) -> None:
+        request.parameters[name].SetInParent()
+        for field, each in value.items():
+            setattr(request.parameters[name], field, each)
+
+    return change
+
+
+def _on_right(*shape: int) -> Change:
+    return lambda request: request.inputs[1].shape.__setitem__(slice(None), shape)
+
+
+def _no_entry(request: Message) -> None:
+    del request.inputs[1]
+
+
+def _found() -> Iterator[tuple[str, Change]]:
+    """What fuzz.py found."""
+    yield "outputs in another order", _output("difference", "sum")
+    yield "batch of -1 in the last input", _on_right(-1, 4)
+    yield "batch of 2^62 in the last input", _on_right(2**62, 4)
+    yield "missing input, with its raw contents", _no_entry
+    yield "a parameter of Triton's own", _parameter("triton_x", int64_param=1)
+    yield "a parameter without a value", _parameter("colour")
+    yield "priority is a string", _parameter("priority", string_param="1")
+    final = "triton_enable_empty_final_response"
+    yield "an empty final response of 1", _parameter(final, int64_param=1)
+
+
 def cases() -> Iterator[RpcCase]:
     """All, in the order in which they are asked."""
     yield from _plain()
@@ -188,6 +220,10 @@ def cases() -> Iterator[RpcCase]:
     yield RpcCase("infer: no model", "ModelInfer", (pair(model=""),))
     for name, change in spoilt():
         yield RpcCase(f"infer: {name}", "ModelInfer", (pair(change=change),))
+    for name, change in _found():
+        yield RpcCase(f"infer: {name}", "ModelInfer", (pair(change=change),))
+    for version in ("01", "1x", "0", "-1"):
+        yield RpcCase(f"infer: version {version!r}", "ModelInfer", (pair(version=version),))
     yield RpcCase("texts: raw", "ModelInfer", (shout(texts(b"ab", b"cd")),))
     yield RpcCase(
         "texts: length beyond the end", "ModelInfer", (shout(texts(b"ab") + b"\x5a\0\0\0cd"),)
@@ -246,6 +282,8 @@ def _plain() -> Iterator[RpcCase]:
     )
     yield RpcCase("memory: cuda register", f"{cuda}Register", (theirs,))
     yield RpcCase("memory: cuda status", f"{cuda}Status", (pb.CudaSharedMemoryStatusRequest(),))
+    unknown = pb.CudaSharedMemoryStatusRequest(name="nope")
+    yield RpcCase("memory: cuda status of unknown", f"{cuda}Status", (unknown,))
     yield RpcCase("trace setting", "TraceSetting", (pb.TraceSettingRequest(),))
     yield RpcCase("logging", "LogSettings", (pb.LogSettingsRequest(),))
 
