@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from slosched.daemon import http
 from slosched.daemon.http import (
-    MAX_STREAMS,
     Answer,
     Handler,
     HttpServer,
     Request,
-    event_stream,
     probe_routes,
-    sse,
 )
 from slosched.errors import AddressInUse, InvalidConfig
 
@@ -215,154 +210,7 @@ def test_any_other_failure_to_listen_says_what_it_is(host: str, port: int) -> No
     assert "in use" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------ streams
-
-
-class Source:
-    """Counts what streams were begun, asked for parts and ended."""
-
-    def __init__(self, part: bytes = b"x", parts: int = 1_000_000) -> None:
-        self.begun = self.given = self.ended = 0
-        self._part, self._parts = part, parts
-
-    async def _events(self) -> AsyncIterator[bytes]:
-        self.begun += 1
-        try:
-            for _ in range(self._parts):
-                self.given += 1
-                yield self._part
-                await asyncio.sleep(0)
-            if self._parts == 1:
-                await asyncio.sleep(60)  # silent, and open
-        finally:
-            self.ended += 1
-
-    def __call__(self, _: Request) -> Answer:
-        return event_stream(self._events())
-
-
-async def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
-def with_streams(
-    source: Source, check: Callable[[HttpServer], Any], part_within_s: float | None = None
-) -> list[str]:
-    """Run `check` against a server of `source`; what the event loop had to complain about."""
-    complaints: list[str] = []
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
-        server = HttpServer(probe_routes(status=dict, health=lambda: HEALTHY) | {"/events": source})
-        await server.start("127.0.0.1", 0)
-        try:
-            await check(server)
-        finally:
-            await asyncio.wait_for(server.close(), 3)
-
-    with contextlib.ExitStack() as stack:
-        if part_within_s is not None:
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(http, "_PART_TAKEN_WITHIN_S", part_within_s)
-        asyncio.run(run())
-    return complaints
-
-
-async def watch(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
-    writer.write(ask("GET", "/events"))
-    return reader, writer
-
-
-def test_a_stream_comes_in_parts_and_ends_in_good_order() -> None:
-    source = Source(sse("one\ntwo", event="tick"), parts=2)
-    head, body, complaints = exchange(ask("GET", "/events"), more={"/events": source})
-    assert b"text/event-stream" in head and b"no-store" in head
-    event = b"event: tick\ndata: one\ndata: two\n\n"
-    chunk = f"{len(event):x}\r\n".encode() + event + b"\r\n"
-    assert body == chunk * 2 + b"0\r\n\r\n"
-    assert (source.begun, source.ended, complaints) == (1, 1, [])
-
-
-def test_head_of_a_stream_asks_it_for_nothing() -> None:
-    source = Source()
-    head, body, complaints = exchange(ask("HEAD", "/events"), more={"/events": source})
-    assert b"text/event-stream" in head
-    assert (body, source.begun, complaints) == (b"", 0, [])
-
-
-def test_a_silent_stream_ends_when_its_reader_goes_away() -> None:
-    source = Source(parts=1)
-
-    async def check(server: HttpServer) -> None:
-        reader, writer = await watch(server)
-        await reader.readuntil(b"\r\nx\r\n")
-        assert source.ended == 0
-        writer.close()
-        await eventually(lambda: source.ended == 1)
-
-    assert with_streams(source, check) == []
-
-
-def test_a_reader_that_takes_nothing_is_dropped_and_little_was_kept_for_it() -> None:
-    source = Source(part=bytes(50_000))
-
-    async def check(server: HttpServer) -> None:
-        _, writer = await watch(server)
-        await eventually(lambda: source.begun == 1)
-        await eventually(lambda: source.ended == 1)
-        assert source.given * 50_000 < 20e6  # the kernel's buffers of both sides, and a part or two
-        writer.close()
-
-    assert with_streams(source, check, part_within_s=0.3) == []
-
-
-def test_streams_are_bounded_and_probes_still_answered() -> None:
-    source = Source(parts=1)
-
-    async def check(server: HttpServer) -> None:
-        watchers = [await watch(server) for _ in range(MAX_STREAMS)]
-        await eventually(lambda: source.begun == MAX_STREAMS)
-        reader, writer = await watch(server)
-        refused = await asyncio.wait_for(reader.read(), 5)
-        assert refused.split()[1] == b"503" and b"16 streams are open" in refused
-        reader, probe = await asyncio.open_connection("127.0.0.1", server.port)
-        probe.write(ask("GET", "/healthz"))
-        assert (await asyncio.wait_for(reader.read(), 5)).split()[1] == b"200"
-        watchers.pop()[1].close()
-        await eventually(lambda: source.ended == 1)
-        reader, again = await watch(server)
-        await asyncio.wait_for(reader.readuntil(b"\r\nx\r\n"), 5)
-        for peer in (writer, probe, again, *(w for _, w in watchers)):
-            peer.close()
-
-    assert with_streams(source, check) == []
-
-
-def test_closing_the_server_ends_its_streams() -> None:
-    source = Source(parts=1)
-
-    async def check(server: HttpServer) -> None:
-        await watch(server)
-        await eventually(lambda: source.begun == 1)
-
-    assert with_streams(source, check) == []
-    assert source.ended == 1
-
-
-def test_a_stream_that_fails_is_cut_off_and_says_why() -> None:
-    async def failing() -> AsyncIterator[bytes]:
-        yield b"x"
-        raise KeyError("net")
-
-    head, body, complaints = exchange(
-        ask("GET", "/events"), more={"/events": lambda _: event_stream(failing())}
-    )
-    assert head.startswith(b"HTTP/1.1 200") and not body.endswith(b"0\r\n\r\n")
-    assert len(complaints) == 1 and "KeyError" in complaints[0]
+# --------------------------------------------------------------------------------- slow clients
 
 
 def test_slow_clients_keep_no_probe_out() -> None:
@@ -392,3 +240,25 @@ def test_slow_clients_keep_no_probe_out() -> None:
 
     answer, complaints = asyncio.run(run())
     assert answer.startswith(b"HTTP/1.1 200") and not complaints
+
+
+def test_a_reader_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_REQUEST_WITHIN_S", 0.2)
+    large = Answer(200, "text/plain", [bytes(2**20)] * 32)
+
+    async def run() -> None:
+        server = HttpServer({"/large": lambda _: large})
+        await server.start("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        try:
+            writer.write(ask("GET", "/large"))
+            async with asyncio.timeout(10):
+                while not server._open:
+                    await asyncio.sleep(0.01)
+                while server._open:
+                    await asyncio.sleep(0.01)
+        finally:
+            writer.close()
+            await server.close()
+
+    asyncio.run(run())

@@ -9,9 +9,7 @@ A route is a path and a handler, which gets the `Request` and returns an `Answer
 - /status: everything that `slosched status` shows.
 
 Everything runs in the controller's own event loop. A handler that has more to do than half a millisecond
-awaits in between. An answer whose body is an async iterator is a stream (server-sent events): it lasts
-until the iterator ends or the reader is gone, and the next part is asked for only when the reader took the
-one before, so a slow reader costs a part or two of memory, and one that takes nothing for 5 s is dropped.
+awaits in between. A reader that has not asked and taken its answer within 5 s is dropped.
 
 On a loopback address only requests *for* a loopback name are answered. Otherwise any page in the
 operator's browser could read this one, by a name of its own that it points at 127.0.0.1 (DNS rebinding).
@@ -24,7 +22,7 @@ import contextlib
 import errno
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -35,13 +33,7 @@ from slosched.daemon.in_slices import PART_BYTES, json_parts
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
-#: A stream's reader takes what was written to it within this, or is dropped.
-_PART_TAKEN_WITHIN_S = 5.0
 _MAX_CONNECTIONS = 64
-#: Limit of streams among the connections, so that a probe always finds a free one.
-MAX_STREAMS = 16
-#: Bytes that wait in a stream's connection before the next part is not asked for.
-_STREAM_BUFFER = 64 * 1024
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -60,12 +52,12 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a handler says. A long body may be a list of its parts, which are written one in each turn of
-    the loop; one that is an async iterator of bytes is sent as it comes.
+    the loop.
     """
 
     status: int
     content_type: str
-    body: bytes | list[bytes] | AsyncIterator[bytes]
+    body: bytes | list[bytes]
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -76,18 +68,6 @@ Routes = Mapping[str, Handler]
 def json_answer(status: int, body: Mapping[str, Any]) -> Answer:
     """An answer in indented, human-readable JSON."""
     return Answer(status, "application/json", json.dumps(body, indent=1).encode() + b"\n")
-
-
-def event_stream(events: AsyncIterator[bytes]) -> Answer:
-    """A stream of server-sent events, each as `sse` writes it; no cache may keep it."""
-    return Answer(200, "text/event-stream", events, (("cache-control", "no-store"),))
-
-
-def sse(data: str, *, event: str | None = None) -> bytes:
-    """One server-sent event. `data` may have several lines."""
-    name = [f"event: {event}"] if event else []
-    lines = name + [f"data: {line}" for line in data.split("\n")]
-    return ("\n".join(lines) + "\n\n").encode()
 
 
 def probe_routes(
@@ -124,7 +104,6 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._also: asyncio.Server | None = None  # the same on ::1
         self._open = 0
-        self._streams: set[asyncio.Task[None]] = set()
         #: Connections that have not asked yet, the oldest first: they make way when there are too many.
         self._silent: dict[asyncio.StreamWriter, None] = {}
         self._loopback = True
@@ -147,16 +126,11 @@ class HttpServer:
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening and end the streams. Waits at most two seconds."""
+        """Stop listening. Waits at most two seconds."""
         if self._server is None:
             return
         for server in filter(None, (self._server, self._also)):
             server.close()
-        streams = list(self._streams)
-        for stream in streams:
-            stream.cancel()
-        if streams:
-            await asyncio.wait(streams, timeout=1.0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._server.wait_closed(), 1.0)
         if self._also is not None:
@@ -194,23 +168,14 @@ class HttpServer:
             if not isinstance(event, h11.Request):
                 return
             answer = await self._answer(event)
-            if isinstance(answer.body, bytes | list):
-                parts = _in_parts(answer.body)
-                length = ("content-length", str(sum(map(len, parts))))
-                if event.method == b"HEAD":
-                    parts = []
-                for text in _whole(connection, _head(answer, length), parts):
-                    writer.write(text)
-                    await writer.drain()
-                    await asyncio.sleep(0)
-                return
-        stream = answer.body
-        try:
-            writer.write(connection.send(_head(answer)) or b"")
-            if event.method != b"HEAD":
-                await self._stream(connection, stream, reader, writer)
-        finally:
-            await _let_go(stream)
+            parts = _in_parts(answer.body)
+            length = str(sum(map(len, parts)))
+            if event.method == b"HEAD":
+                parts = []
+            for text in _whole(connection, _head(answer, length), parts):
+                writer.write(text)
+                await writer.drain()
+                await asyncio.sleep(0)
 
     async def _answer(self, event: h11.Request) -> Answer:
         headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in event.headers}
@@ -232,35 +197,7 @@ class HttpServer:
                 answer = await answer
         except Exception as error:  # a report must not take its reader's connection down unanswered
             return json_answer(500, {"error": f"{type(error).__name__}: {error}"})
-        if not isinstance(answer.body, bytes | list) and len(self._streams) >= MAX_STREAMS:
-            await _let_go(answer.body)
-            return json_answer(503, {"error": f"{MAX_STREAMS} streams are open, which is the most"})
         return answer
-
-    async def _stream(
-        self,
-        connection: h11.Connection,
-        parts: AsyncIterator[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        """Send `parts` until they end, the reader goes away or takes nothing for 5 s, or `close`."""
-        writer.transport.set_write_buffer_limits(high=_STREAM_BUFFER)
-        sending = asyncio.ensure_future(_send_parts(connection, parts, writer))
-        gone = asyncio.ensure_future(_until_gone(reader))
-        self._streams.add(sending)
-        try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sending, gone):
-                task.cancel()
-            results = await asyncio.gather(sending, gone, return_exceptions=True)
-            self._streams.discard(sending)
-        if results[0] is not None:
-            # Cut off, not ended: a reader must not take this for the whole, and nothing waits for it.
-            writer.transport.abort()
-        if isinstance(results[0], Exception):
-            raise results[0]
 
 
 async def _first_event(connection: h11.Connection, reader: asyncio.StreamReader) -> Any:
@@ -269,33 +206,10 @@ async def _first_event(connection: h11.Connection, reader: asyncio.StreamReader)
     return event
 
 
-async def _send_parts(
-    connection: h11.Connection, parts: AsyncIterator[bytes], writer: asyncio.StreamWriter
-) -> None:
-    async for part in parts:
-        if part:
-            writer.write(connection.send(h11.Data(data=part)) or b"")
-            async with asyncio.timeout(_PART_TAKEN_WITHIN_S):
-                await writer.drain()
-    writer.write(connection.send(h11.EndOfMessage()) or b"")
-
-
-async def _let_go(parts: AsyncIterator[bytes]) -> None:
-    """Run what a generator does at its end (if it began) now, and not when it is collected."""
-    close = getattr(parts, "aclose", None)
-    if close is not None:
-        await close()
-
-
-async def _until_gone(reader: asyncio.StreamReader) -> None:
-    while await reader.read(4096):
-        pass  # whatever it says after its request is nothing to us
-
-
-def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
+def _head(answer: Answer, length: str) -> h11.Response:
     headers = [
         ("content-type", answer.content_type),
-        *more,
+        ("content-length", length),
         ("connection", "close"),
         *answer.headers,
     ]
