@@ -17,8 +17,10 @@ torch = pytest.importorskip("torch")
 from cpu_rig import CpuRig  # noqa: E402
 from repository_rig import FACTORY, FACTORY_TOML, Repository  # noqa: E402
 from slosched.codes import Code  # noqa: E402
+from slosched.config import WorkerConfig  # noqa: E402
 from slosched.core.worker.interface import ModelPrepared, OpKind  # noqa: E402
 from slosched.daemon.backends.sources import source_spec  # noqa: E402
+from slosched.daemon.profiler import Profiler  # noqa: E402
 from slosched.daemon.repository.beneath import read_below, root_of  # noqa: E402
 from slosched.daemon.repository.describing import described, name_of  # noqa: E402
 from slosched.daemon.repository.listing import Version, packed  # noqa: E402
@@ -276,6 +278,24 @@ def test_a_file_that_is_replaced_after_the_look_is_not_built(
     found = rig.prepare("late:1")
     assert found.profile is None and found.code == Code.INVALID_MODEL_PATH
     assert "absolute path" in found.reason
+
+
+def test_versions_are_measured_for_a_profile(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.scaled("net/1", 2.0)
+    repository.scaled("net/2", 3.0)
+    repository.add("net/3", {"model.toml": "nonsense"})
+    repository.add("out/1", {"model.toml": "nonsense"})
+    config = WorkerConfig(device="cpu", repository=str(repository.path))
+    with Profiler(config) as profiler:
+        assert "net:1" not in profiler.names
+        assert [profiler.canonical(name) for name in ("net", "net:1")] == ["net:2", "net:1"]
+        for name in ("out", "net:3"):
+            with pytest.raises(InvalidConfig, match=r"is left out: model\.toml is not a TOML"):
+                profiler.canonical(name)
+        measured = profiler.measure("net:1", [1])
+    assert measured.name == "net:1" and measured.exec_ns[1] > 0
+    assert measured.takes[0].shape == (4,)
 
 
 # ---------------------------------------------------------- the same in one process, as on a GPU

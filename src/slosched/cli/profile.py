@@ -28,7 +28,7 @@ _Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="Names from the zoo or from --config, or of a library, as timm/resnet10t.",
+        help="Names from the zoo, from --config or --repository, or of a library, as timm/resnet10t.",
         show_default=False,
     ),
 ]
@@ -84,7 +84,7 @@ _TorchThreads = Annotated[
 _Config = Annotated[Path | None, typer.Option(help="A worker.toml that names models of your own.")]
 
 
-@takes_options(WorkerConfig, only=("dtype", "channels_last", "libraries"))
+@takes_options(WorkerConfig, only=("dtype", "channels_last", "libraries", "repository"))
 def profile(
     model: _Models = None,
     all_: _All = False,

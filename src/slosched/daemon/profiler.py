@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from slosched.config import LIBRARIES, LIBRARY_PREFIXES, ModelProfile, WorkerConfig, canonical_model
 from slosched.config_file import load_profile
 from slosched.daemon.backends.devices import cuda_device, on_cpu
+from slosched.daemon.repository.listing import offered
+from slosched.daemon.repository.watcher import list_once
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
+from slosched.model_source import is_version_of, newest_version
 
 if TYPE_CHECKING:
     from slosched.daemon.backends.cpu.backend import CpuBench
@@ -31,6 +34,8 @@ class Profiler:
         self._config = config
         self._known: dict[str, ModelProfile] = {}
         self._bench: GpuBench | CpuBench | None = None
+        self._versions: tuple[str, ...] = ()  # of the repository
+        self._left_out: dict[str, str] = {}
         if config.device == "emulated":
             self._known = load_profile(config.profile).models
             self.names = tuple(self._known)
@@ -47,13 +52,22 @@ class Profiler:
             from slosched.daemon.backends.cuda.measuring import GpuBench
 
             self._bench = GpuBench(config, device)
+        if config.repository:
+            self._open_repository(config.repository, self._bench)
         own = {canonical_model(source.name) for source in config.models}
         self.names = tuple(
             name for name in self._bench.loadable if name in own or not _of_library(name)
         )
 
-    #: Canonical names of the zoo's models and the config's; not those of libraries, which are hundreds.
+    #: Canonical names of the zoo's models and the config's; not those of libraries and of a repository, which
+    #: may be thousands.
     names: tuple[str, ...]
+
+    def _open_repository(self, folder: str, bench: GpuBench | CpuBench) -> None:
+        listing = offered(list_once(folder), bench.loadable, bench.no_cupy)
+        bench.offer(listing.versions)
+        self._versions = tuple(version.name for version in listing.versions)
+        self._left_out = dict(listing.left_out)
 
     def close(self) -> None:
         """End what it started; idempotent."""
@@ -67,11 +81,20 @@ class Profiler:
         self.close()
 
     def canonical(self, name: str) -> str:
-        """The name under which `name` is measured. Raises UnknownName."""
-        known = self._known if self._bench is None else self._bench.loadable
-        if canonical_model(name) not in known:
-            raise UnknownName("model", name, list(known))
-        return canonical_model(name)
+        """The name under which `name` is measured: of a repository's model, its newest version.
+
+        Raises UnknownName, and InvalidConfig for a version that is left out.
+        """
+        known = (*(self._known if self._bench is None else self._bench.loadable), *self._versions)
+        if canonical_model(name) in known:
+            return canonical_model(name)
+        newest = newest_version(name, self._versions)
+        if newest:
+            return newest
+        for each, reason in self._left_out.items():
+            if each == name or is_version_of(each, name):
+                raise InvalidConfig(f"{each} of the repository is left out: {reason}")
+        raise UnknownName("model", name, list(known))
 
     def measure(
         self, name: str, batches: Sequence[int], *, progress: Callable[[str], None] | None = None

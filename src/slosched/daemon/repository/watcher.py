@@ -27,6 +27,8 @@ _EVERY_NS = NS_PER_S
 #: A look at a large repository takes long: no more than this part of a core goes into looking.
 _SHARE = 20
 _NICE = 10
+#: By then any file has rested for long enough.
+_LATE_NS = 2**62
 
 
 def main(folder: str) -> None:
@@ -42,6 +44,16 @@ def main(folder: str) -> None:
         pause_ns = max(_EVERY_NS, _SHARE * took_ns)
         if select.select([sys.stdin], [], [], pause_ns / NS_PER_S)[0]:
             return  # nothing is ever written to it: this is its end
+
+
+def list_once(folder: str) -> Listing:
+    """What `folder` holds now, also what has just been written. Raises InvalidConfig if it cannot be read."""
+    try:
+        with root_of(folder) as root:
+            look = look_at(root)
+    except OSError as error:
+        raise InvalidConfig(f"repository {folder} cannot be read: {in_words(error)}") from None
+    return Looks(lambda found: _described(folder, found)).take(look, now_ns=_LATE_NS) or Listing()
 
 
 def _looked(looks: Looks, folder: str) -> Listing | None:

@@ -195,10 +195,17 @@ class CpuBench:
     Raises what a CpuBackend raises.
     """
 
+    no_cupy = CpuBackend.no_cupy
+
     def __init__(self, config: WorkerConfig) -> None:
         self._progress: Callable[[str], None] | None = None
         self._processes = Processes(Nursery(config, self._say))
         self.loadable = self._processes.nursery.names
+        self._versions: dict[str, Version] = {}
+
+    def offer(self, versions: Sequence[Version]) -> None:
+        """These can be measured, too."""
+        self._versions = {version.name: version for version in versions}
 
     def measure(
         self,
@@ -214,7 +221,8 @@ class CpuBench:
         model that does not run, SloschedError for one whose process ends or hangs.
         """
         self._progress = progress
-        order = wire.Prepare(name, tuple(batches), max_exec_ns)
+        version = self._versions.get(name)
+        order = wire.Prepare(name, tuple(batches), max_exec_ns, version=version)
         preparation = self._processes.prepare(order, note=progress)
         try:
             while not preparation.over:

@@ -9,6 +9,7 @@ import torch
 
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.daemon.backends.cuda.backend import CudaBackend
+from slosched.daemon.repository.listing import Version
 from slosched.errors import SloschedError
 
 #: No model takes longer to build, capture and measure.
@@ -23,6 +24,11 @@ class GpuBench:
         small = replace(config, gpus=1, weights_cache_bytes=config.page_bytes)
         self._backend = CudaBackend(small, device)
         self.loadable = self._backend.loadable
+        self.no_cupy = self._backend.no_cupy
+
+    def offer(self, versions: Sequence[Version]) -> None:
+        """These can be measured, too."""
+        self._backend.offer(versions)
 
     def measure(
         self,
