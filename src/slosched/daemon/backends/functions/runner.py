@@ -29,6 +29,7 @@ from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.broods.children import ChildRunner, Watch
 from slosched.daemon.backends.functions import wire
+from slosched.daemon.backends.functions.arguments import Arguments
 from slosched.daemon.backends.functions.guard import end_group
 from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction, Root
 from slosched.daemon.backends.functions.parcels import Parcel, opened
@@ -71,7 +72,7 @@ class Runner:
         #: What is loaded to be measured, and what to call when it is ready or has failed.
         self._trials: list[tuple[LoadedFunction, Callable[[], None]]] = []
         self._events: list[DeviceEvent] = []
-        self._frames: dict[int, Sequence[Frame]] = {}
+        self._arguments = Arguments()
         self._outputs: dict[int, Frame] = {}
         self._payloads: dict[tuple[int, int], Frame] = {}
         self._leftover: list[RunningCall] = []  # their results and payloads go with the next step
@@ -82,7 +83,7 @@ class Runner:
 
     def due_ns(self) -> int | None:
         """When `step` has something to do; 0: now."""
-        if self._events or self._writing or self._watch.ready:
+        if self._events or self._writing or self._arguments.writing or self._watch.ready:
             return 0
         return None if self._next_ns == NEVER_NS else self._next_ns
 
@@ -96,6 +97,8 @@ class Runner:
         self._leftover = []
         if self._writing:
             self._write()
+        elif self._arguments.writing:
+            self._arguments.write()
         for child in self._watch.step():
             self._hear(child)
         now = self._clock()
@@ -182,10 +185,10 @@ class Runner:
     # ------------------------------------------------------------------------------- calls
 
     def keep(self, action_id: int, frames: Sequence[Frame]) -> None:
-        self._frames[action_id] = frames
+        self._arguments.keep(action_id, frames)
 
     def drop_inputs(self, action_id: int) -> None:
-        self._frames.pop(action_id, None)
+        self._arguments.drop(action_id)
 
     def take_outputs(self, action_id: int) -> Sequence[Frame]:
         frame = self._outputs.pop(action_id, None)
@@ -200,14 +203,16 @@ class Runner:
         if op.kind is OpKind.RESUME:
             self._resume(op, now)
             return
-        frames = self._frames.pop(op.action_id, ())
+        frames, parcel = self._arguments.take(op.action_id)
         function = self._loaded.get((op.gpu_id, op.model_name))
         if function is None or not function.ready:
             why = f": {function.failed}" if function is not None and function.failed else ""
             reason = f"the function {op.model_name!r} is not loaded{why}"
+            if parcel is not None:
+                parcel.close()
             self._refuse(op, Code.EXEC_WEIGHTS_MISSING, reason, now)
             return
-        call = RunningCall(op.action_id, function, op, now, frames)
+        call = RunningCall(op.action_id, function, op, now, frames, parcel)
         self._calls[call.key] = call
         child = None if function.reloads else function.take(call.key)
         if child is not None:
@@ -255,12 +260,12 @@ class Runner:
 
     def _send_begin(self, call: RunningCall, op: Op, now: int) -> None:
         try:
-            parcel = Parcel(call.frames)
+            parcel = call.parcel or Parcel(call.frames)
         except OSError as error:
             reason = f"no memory for the arguments: {error}"
             self._end(call, Code.EXEC_WEIGHTS_MISSING, reason, now)
             return
-        call.frames = ()
+        call.frames, call.parcel = (), None
         call_id, deadline_ns = op.call_id, op.deadline_ns
 
         def message(parcel: Parcel) -> wire.ToCall:
@@ -522,6 +527,7 @@ class Runner:
         self._loaded.clear()
         for call in list(self._calls.values()):
             self._forget(call)
+        self._arguments.close()
         self._root.close()
         for child in self._watch.step():
             if isinstance(child, CallChild):

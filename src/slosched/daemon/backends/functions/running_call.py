@@ -43,6 +43,7 @@ class RunningCall:
     op: Op | None
     begin_ns: int  # of the op
     frames: Sequence[Frame] = ()  # its arguments, until it begins
+    parcel: Parcel | None = None  # the same, if they are in one already
     child: CallChild | None = None
     begun: bool = False  # its process has it, or is about to
     ran_ns: int = 0  # in ops that are over
@@ -108,6 +109,9 @@ class RunningCall:
             parcel.close()
 
     def stop_writing(self) -> None:
+        if self.parcel is not None:
+            self.parcel.close()
+            self.parcel = None
         while self._outgoing:
             self._outgoing.popleft()[1].close()
 
