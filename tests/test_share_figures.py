@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from slosched.analysis import style
 from slosched.analysis.legends import percent, short, short_all
@@ -224,6 +225,10 @@ def test_mixes_put_ours_before_the_published(tmp_path: Path) -> None:
     assert drawn.text.splitlines()[1].split()[:2] == ["a+b", "now"]
     with pytest.raises(InvalidConfig, match="nothing to draw"):
         draw_mixes(series[2:], tmp_path, "none", title="None")
+    # Without an energy, as on a CPU, its panel is left out.
+    alone = draw_mixes([Mixes("cpu", {"a+b": (1.9, math.nan)})], tmp_path, "cpu", title="Here")
+    widths = [Image.open(each.files[0]).width for each in (drawn, alone)]
+    assert widths[1] < 0.7 * widths[0]
 
 
 def test_bars_leave_out_panels_without_a_value(tmp_path: Path) -> None:

@@ -386,19 +386,21 @@ def draw_mixes(series: Sequence[Mixes], out: Path, stem: str, *, title: str) -> 
     )
     if not mixes:
         raise InvalidConfig("nothing to draw: no mix has an STP or an energy ratio")
+    panels = [
+        (panel, label)
+        for panel, label in enumerate(
+            ("STP (more is better)", "Energy / energy alone (less is better)")
+        )
+        if any(math.isfinite(pair[panel]) for each in series for pair in each.values.values())
+    ]
     names = short_all([each.name for each in series], 34)
     rows = dict(zip(mixes, short_all(mixes, 44), strict=True))
     with style.look():
-        size = size_with_legend(9.2, 1.2 + max(0.36, 0.06 * len(series)) * len(mixes), names)
+        wide = 2.4 + 3.4 * len(panels)
+        size = size_with_legend(wide, 1.2 + max(0.36, 0.06 * len(series)) * len(mixes), names)
         figure = style.Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for panel, (ax, label) in enumerate(
-            zip(
-                axes,
-                ("STP (more is better)", "Energy / energy alone (less is better)"),
-                strict=True,
-            )
-        ):
+        [axes] = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+        for ax, (panel, label) in zip(axes, panels, strict=True):
             for place, (each, name) in enumerate(zip(series, names, strict=True)):
                 _mix_points(ax, panel, place, each, name, mixes, len(series))
             ax.axvline(1, color=style.PALE, linestyle="--", linewidth=0.9, zorder=1)
