@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slosched.daemon import http
 from slosched.daemon.http import (
     Answer,
     Handler,
@@ -243,19 +244,29 @@ def test_slow_clients_keep_no_probe_out() -> None:
 
 
 def test_a_reader_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is not only closed, for which what was written would have to be read first."""
     monkeypatch.setattr(http, "_REQUEST_WITHIN_S", 0.2)
+    monkeypatch.setattr(http, "_CLOSED_WITHIN_S", 0.1)
     large = Answer(200, "text/plain", [bytes(2**20)] * 32)
+    served: list[asyncio.StreamWriter] = []
 
     async def run() -> None:
         server = HttpServer({"/large": lambda _: large})
+        exchange = server._exchange
+
+        async def noted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            served.append(writer)
+            await exchange(reader, writer)
+
+        monkeypatch.setattr(server, "_exchange", noted)
         await server.start("127.0.0.1", 0)
         _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
         try:
             writer.write(ask("GET", "/large"))
             async with asyncio.timeout(10):
-                while not server._open:
+                while not served or not served[0].transport.get_write_buffer_size():
                     await asyncio.sleep(0.01)
-                while server._open:
+                while server._open or served[0].transport.get_write_buffer_size():
                     await asyncio.sleep(0.01)
         finally:
             writer.close()

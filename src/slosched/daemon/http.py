@@ -33,6 +33,7 @@ from slosched.daemon.in_slices import PART_BYTES, json_parts
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
+_CLOSED_WITHIN_S = 1.0
 _MAX_CONNECTIONS = 64
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -154,8 +155,12 @@ class HttpServer:
         finally:
             self._open -= 1
             writer.close()
-            with contextlib.suppress(OSError):
-                await asyncio.wait_for(writer.wait_closed(), 1.0)
+            try:
+                await asyncio.wait_for(writer.wait_closed(), _CLOSED_WITHIN_S)
+            except TimeoutError:
+                writer.transport.abort()  # it reads nothing: what was written would stay for ever
+            except OSError:
+                pass  # it is gone
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
