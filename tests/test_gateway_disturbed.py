@@ -36,7 +36,7 @@ from triton_clients import Array, Arrays
 pytestmark = [pytest.mark.processes, pytest.mark.torch]
 
 #: Answers that are compared, in all forms, and how many requests stand in a pipeline.
-ANSWERS, DEPTH = 1200, 6
+ANSWERS, DEPTH = 600, 6
 WITHIN_S = 120.0
 MODELS = ("pair", "seen", "shouts")
 _TYPES = {"float32": "FP32", "int64": "INT64", "object": "BYTES"}
@@ -171,6 +171,7 @@ class Load:
         self.random = random.Random(seed)
         self.compared: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
+        self.refused = 0  # by a controller whose core others keep busy
 
     @property
     def going(self) -> bool:
@@ -211,9 +212,9 @@ class Load:
                 if slow:
                     await asyncio.sleep(0.01)
                 status, headers, body = await _answer(reader)
-                assert status == 200, body
-                each.check_http(headers, body)
-                self.compared[f"{way} {each.form}"] += 1
+                if not self.is_refused(status != 200, body.decode("latin-1")):
+                    each.check_http(headers, body)
+                    self.compared[f"{way} {each.form}"] += 1
             await sending
         writer.close()
 
@@ -221,8 +222,11 @@ class Load:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         while self.going:
             asked = Asked(self.draw)
-            asked.check_rpc(await stub.ModelInfer(asked.rpc(), timeout=WITHIN_S))
-            self.compared[way] += 1
+            try:
+                asked.check_rpc(await stub.ModelInfer(asked.rpc(), timeout=WITHIN_S))
+                self.compared[way] += 1
+            except grpc.aio.AioRpcError as error:
+                assert self.is_refused(True, str(error.details()))
 
     async def stream(self, channel: grpc.aio.Channel) -> None:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -237,9 +241,10 @@ class Load:
                 yield each.rpc()
 
         async for found in stub.ModelStreamInfer(requests()):
-            assert not found.error_message, found.error_message
-            asked.pop(found.infer_response.id).check_rpc(found.infer_response)
-            self.compared["stream"] += 1
+            each = asked.pop(found.infer_response.id)
+            if not self.is_refused(bool(found.error_message), found.error_message):
+                each.check_rpc(found.infer_response)
+                self.compared["stream"] += 1
             room.release()
         assert not asked
 
@@ -283,10 +288,17 @@ class Load:
         document = {"inputs": described, "outputs": outputs}
         writer.write(post("/v2/models/pair/infer", json.dumps(document).encode()))
         status, _, body = await _answer(reader)
-        assert status == 200, body
+        if self.is_refused(status != 200, body.decode("latin-1")):
+            return
         wanted = b"".join(map(packed, answers("pair", inputs).values()))
         assert path.read_bytes()[2 * size : 4 * size] == wanted
         self.compared["shared memory"] += 1
+
+    def is_refused(self, failed: bool, text: str) -> bool:
+        """Whether the controller sheds load; any other failure is one of the test."""
+        assert not failed or "faster than the controller's core can take" in text, text
+        self.refused += failed
+        return failed
 
     # ----------------------------------------------------------------------- who leaves
 
@@ -322,10 +334,12 @@ class Load:
             words = [sys.executable, "-S", "-c", _DYING, host, port]
             with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
                 assert process.stdin is not None and process.stdout is not None
-                await asyncio.to_thread(process.stdin.write, sent)
-                process.stdin.close()
-                assert await asyncio.to_thread(process.stdout.readline) == b"sent\n"
-                process.kill()
+                try:
+                    await asyncio.to_thread(process.stdin.write, sent)
+                    process.stdin.close()
+                    assert await asyncio.to_thread(process.stdout.readline) == b"sent\n"
+                finally:
+                    process.kill()
             self.left["killed"] += 1
 
 
