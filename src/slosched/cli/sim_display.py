@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +94,3 @@ class JobsDisplay:
             return
         self._done, self._next_s = progress.done, wall_s + _PLAIN_EVERY_S
         beside(f"{self._title}: {wall_s:5.0f} s  {text}")
-
-
-#: What `run_many` takes.
-OnJobs = Callable[["JobsProgress"], None]

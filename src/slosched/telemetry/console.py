@@ -11,9 +11,6 @@ from slosched.codes import ActionType
 from slosched.telemetry.tally import Lane, Tally
 from slosched.units import NS_PER_MS, NS_PER_S, format_share
 
-#: Printed this often.
-INTERVAL_NS = 10 * NS_PER_S
-
 _KIND_NAMES = {
     ActionType.LOAD_WEIGHTS: "LoadW",
     ActionType.INFER: "Infer",

@@ -169,9 +169,6 @@ class Link:
             returned_ns=now_ns,
         )
 
-    def next_heartbeat_ns(self) -> int | None:
-        return None if self.session is None else self.due_ns
-
     def heartbeat_sent(self, *, now_ns: int) -> None:
         """A heartbeat goes out now: set the time of the next one."""
         if self._quick_left > 0:

@@ -24,7 +24,6 @@ Columns = npt.NDArray[np.int32]
 
 #: The published constants. Its decay of 0.8 per epoch is declared and not applied, so there is none here.
 RATE, MU = 0.1, 1.0
-EPOCHS = 20
 NEVER = 2**62
 
 

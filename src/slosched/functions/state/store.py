@@ -20,7 +20,6 @@ from slosched.functions.state.ranges import Bytes, Part
 
 Merge = Literal["overwrite", "sum", "max"]
 Mode = Literal["read", "write"]
-MERGES: tuple[Merge, ...] = ("overwrite", "sum", "max")
 #: The longest name of a namespace or key, in characters.
 LONGEST_NAME = 200
 #: An append is one command, and no command is larger.
