@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from slosched.analysis.runs import labels, open_run
 from slosched.analysis.tables import (
     CLIENT_VIEW,
     CONTROLLER_VIEW,
     as_json,
-    render_table,
     render_text,
     summarise_steps,
 )
@@ -136,15 +133,10 @@ def test_tables_say_who_judged_and_what_the_codes_mean(tmp_path: Path) -> None:
     write_clients(tmp_path / CLIENTS, [client(r, 0) for r in records])
     steps = summarise_steps(tmp_path)
     text = render_text(steps)
-    out = io.StringIO()
-    console = Console(file=out, width=140)
-    for table in render_table(steps):
-        console.print(table)
-    for form in (text, out.getvalue()):
-        for view in (CONTROLLER_VIEW, CLIENT_VIEW):
-            assert f"judged by the {view}" in form
-        assert form.count("2.25x") == 2
-        assert "8 could not start in time" in form
+    for view in (CONTROLLER_VIEW, CLIENT_VIEW):
+        assert f"judged by the {view}" in text
+    assert text.count("2.25x") == 2
+    assert "8 could not start in time" in text
     assert max(map(len, text.splitlines())) <= 110
 
 

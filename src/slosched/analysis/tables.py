@@ -22,7 +22,7 @@ from slosched.telemetry.client_log import NO_ANSWER
 from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 CONTROLLER_VIEW = "controller, from arrival"
 CLIENT_VIEW = "client, from the scheduled send"
@@ -263,30 +263,8 @@ def _title(view: str) -> str:
     return f"Satisfaction as judged by the {view}"
 
 
-def render_table(summaries: Sequence[StepSummary]) -> list[Table]:
-    """Return one rich table for each side that judged (print them with a rich console)."""
-    from rich.table import Table
-
-    tables = []
-    for view in _views(summaries):
-        chosen = [s for s in summaries if s.view == view]
-        key = _code_key(chosen)
-        table = Table(
-            title=_title(view),
-            title_justify="left",
-            caption=f"codes: {key}" if key else None,
-            caption_justify="left",
-        )
-        for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading == _HEADINGS[-1] else "right")
-        for summary in chosen:
-            table.add_row(*_cells(summary))
-        tables.append(table)
-    return tables
-
-
 def render_text(summaries: Sequence[StepSummary]) -> str:
-    """Return the same tables as plain text, for pipes and files."""
+    """Return a table for each side that judged, as plain text."""
     blocks = []
     for view in _views(summaries):
         chosen = [s for s in summaries if s.view == view]

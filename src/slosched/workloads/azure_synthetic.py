@@ -205,9 +205,3 @@ def write_trace(directory: Path, number: int, *, rows: int, minutes: int, seed: 
 
 def _hash(kind: str, seed: int, index: int) -> str:
     return hashlib.sha256(f"{kind}/{seed}/{index}".encode()).hexdigest()
-
-
-def mean_rate(trace: Trace, *, scale: float) -> float:
-    """Requests/s of the whole trace at `scale`, on average (a count is a rate per minute)."""
-    total = sum(sum(row) for row in trace.rows)
-    return total / trace.intervals / 60 * scale
