@@ -64,7 +64,7 @@ def draw_bars(
         figure = style.Figure(figsize=_size(shown, columns, rows, labels), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax, panel in zip(axes, shown, strict=False):
-            _draw_panel(ax, panel, names, labels)
+            _draw_panel(ax, panel, names)
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         figure.suptitle(
@@ -95,7 +95,7 @@ def _size(
     return size_with_legend(max(width, 5.4), rows * (2.3 + slanted) + 0.3, list(labels.values()))
 
 
-def _draw_panel(ax: Any, panel: Panel, names: Sequence[str], labels: dict[str, str]) -> None:
+def _draw_panel(ax: Any, panel: Panel, names: Sequence[str]) -> None:
     from slosched.analysis import style
 
     groups = list(panel.groups[:MOST_GROUPS])
@@ -119,13 +119,15 @@ def _draw_panel(ax: Any, panel: Panel, names: Sequence[str], labels: dict[str, s
                 ax.text(
                     x, 0.01, "?", transform=ax.get_xaxis_transform(), ha="center", color=style.PALE
                 )
+    written = percent if panel.percent else "{:,.10g}".format
     if log:
         ax.set_yscale("log")
-        style.write_out(ax.yaxis)
+        style.write_out(ax.yaxis, written)
     if panel.level is not None:
         ax.axhline(panel.level, color=style.PALE, linestyle="--", linewidth=0.9)
     if panel.percent:
-        ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
+        if not log:
+            ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
         if not any(values):
             ax.set_ylim(0, 1)
     slant = sum(map(len, groups)) > 44 or len(groups) > 8

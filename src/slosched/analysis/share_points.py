@@ -98,15 +98,13 @@ def draw_tradeoff(
         size = size_with_legend(8.8 if relative else 5.6, 3.9, labels)
         figure = style.Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, 2 if relative else 1, squeeze=False)[0]
-        _scatter(
-            axes[0], shown, labels, [(p.high_ms, p.low_ms, p.high_sem, p.low_sem) for p in shown]
-        )
+        _scatter(axes[0], labels, [(p.high_ms, p.low_ms, p.high_sem, p.low_sem) for p in shown])
         axes[0].set_xlabel(f"Latency of {_brief(high)} (ms)")
         axes[0].set_ylabel(f"Latency of {_brief(low)}\nwithout overlap (ms)")
         if relative:
             _guides(axes[0], alone.high_ms, alone.low_ms)
             inflated = [_inflated(point, alone) for point in shown]
-            _scatter(axes[1], shown, labels, inflated)
+            _scatter(axes[1], labels, inflated)
             _guides(axes[1], 0.0, 0.0)
             for ax, set_label in (
                 (axes[1].xaxis, axes[1].set_xlabel),
@@ -157,7 +155,6 @@ def _inflated(point: TradeOff, alone: Alone) -> tuple[float, float, float, float
 
 def _scatter(
     ax: Any,
-    points: Sequence[TradeOff],
     labels: Sequence[str],
     values: Sequence[tuple[float, float, float, float]],
 ) -> None:
@@ -358,9 +355,9 @@ def _fit_text(fit: Fit | None, points: int) -> str:
     if fit is None:
         return "no line: the points do not differ in their boundaries"
     if not math.isfinite(fit.a_half):
-        return f"{1000 * fit.a:.3g} us for each boundary, {fit.b:+.3g} ms, from {points} points: no interval"
+        return f"{1000 * fit.a:.3g} us per boundary, {fit.b:+.3g} ms, from {points} points: no interval"
     return (
-        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us for each boundary, "
+        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us per boundary, "
         f"{fit.b:+.3g} ± {fit.b_half:.2g} ms (95 %, {points} points)"
     )
 

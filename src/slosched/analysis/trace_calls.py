@@ -104,7 +104,7 @@ def call_events(
     for call in graph.calls.values():
         events += _runs(call, places, start_ns)
         if flows:
-            events += _arrows(call, graph, places, start_ns)
+            events += _arrows(call, places, start_ns)
     for call in _with_story(graph, stories):
         events += _story(call, start_ns)
     # The sort is stable: what begins and ends at one time stays in order.
@@ -203,7 +203,7 @@ def _outcome(call: RecordedCall) -> str:
 # ---------------------------------------------------------------------------------- arrows
 
 
-def _arrows(call: RecordedCall, graph: CallGraph, places: Places, start_ns: int) -> Iterator[Timed]:
+def _arrows(call: RecordedCall, places: Places, start_ns: int) -> Iterator[Timed]:
     """From the call to each of its children, and back from those that it awaited last."""
     ran_ns = 0
     for number, (part, asked) in enumerate(zip(call.parts, call.asked_in_parts(), strict=True)):

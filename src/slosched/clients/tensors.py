@@ -67,7 +67,7 @@ def pack(info: ModelInfo, given: Inputs) -> Packed:
     only = single(tensors)
     if only is not None:
         array = values[only.name]
-        _check_only(info, array, named=isinstance(given, Mapping))
+        _check_only(info, array)
         return Packed(array.tobytes(), 0)
     length, parts = 0, []
     for tensor in tensors:
@@ -125,7 +125,7 @@ def _by_name(info: ModelInfo, tensors: tuple[Tensor, ...], given: Inputs) -> Map
     return given
 
 
-def _check_only(info: ModelInfo, array: Value, *, named: bool) -> None:
+def _check_only(info: ModelInfo, array: Value) -> None:
     """The checks of a model with one input of a fixed shape."""
     if not isinstance(array, np.ndarray):
         raise _wrong(

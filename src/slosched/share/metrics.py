@@ -91,7 +91,7 @@ def _run_metrics(
         energy_ratio_with_idle=ratio(joules, costs[1]) if costs else None,
         pauses=pauses_of(result.jobs, result),
         low_overhead=_low_overhead(jobs),
-        notes=_notes(result, jobs, energy),
+        notes=_notes(jobs, energy),
     )
 
 
@@ -134,7 +134,7 @@ def _low_overhead(jobs: Sequence[JobMetrics]) -> float | None:
     return max((cost for cost in costs if cost is not None), default=None)
 
 
-def _notes(result: RunResult, jobs: Sequence[JobMetrics], energy: Energy) -> tuple[str, ...]:
+def _notes(jobs: Sequence[JobMetrics], energy: Energy) -> tuple[str, ...]:
     notes = [f"{each.name}: {each.note}" for each in jobs if each.note]
     for each in jobs:
         if each.status is not Status.OK:

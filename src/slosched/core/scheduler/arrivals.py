@@ -67,7 +67,7 @@ class Arrivals:
             return  # it came twice, and is answered once
         bytes_behind = 0 if event.input is None else event.input.size
         model, cascade = self._meant(message)
-        error = request_error(client, message, model, bytes_behind)
+        error = request_error(message, model, bytes_behind)
         code = Code.INVALID_REQUEST
         if self._cluster.put_aside and model is not None and not error:
             error = self._cluster.put_aside.get(model.name, "")  # it would only time out

@@ -309,14 +309,14 @@ class Catalog:
                 waiting.name = meant(message.name, joined)
             if not self._load(waiting, waiting.name, joined, now_ns):
                 return waiting.answered
-        if not self._all_settled(waiting, joined):
+        if not self._all_settled(waiting):
             return False
         name = waiting.name
         self._telling.append(name)
         self._slices.begin(self._tell(client, message, waiting.models, name))
         return True
 
-    def _all_settled(self, waiting: _Waiting, joined: list[Worker]) -> bool:
+    def _all_settled(self, waiting: _Waiting) -> bool:
         """True once the first weights of all its models have come; looks at some of them each time."""
         models = waiting.models
         for model in models[waiting.measured : waiting.measured + _LOOKED_AT]:

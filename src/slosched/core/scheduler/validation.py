@@ -10,7 +10,7 @@ from itertools import pairwise
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.foreign_text import printable
 from slosched.core.scheduler.length_classes import input_error, lengths_of, with_signature
-from slosched.core.scheduler.state import Client, Instance, ModelState
+from slosched.core.scheduler.state import Instance, ModelState
 from slosched.messages import FunctionInfo, InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.signature import BYTES, Tensor, described, row_bytes, signature_error, single
 from slosched.units import NS_PER_S
@@ -21,9 +21,7 @@ MOST_SIZE_CLASSES = 16
 _USUAL_FACTOR = 1e6
 
 
-def request_error(
-    client: Client, message: InferRequest, model: Instance | None, bytes_behind: int
-) -> str:
+def request_error(message: InferRequest, model: Instance | None, bytes_behind: int) -> str:
     """Return what makes the request impossible; empty if nothing does."""
     if model is None or model.state is not ModelState.LOADED or model.result is None or model.taken:
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
