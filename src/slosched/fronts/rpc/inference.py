@@ -193,9 +193,8 @@ def answer_bytes(answered: Answered, parameters: Mapping[str, object] | None = N
             made.parameters[_SIZE].int64_param = part.byte_size
             if part.offset:
                 made.parameters[_OFFSET].int64_param = part.offset
-        tensors.append(
-            each.data
-        )  # clients look for it by its output's place, also where it is empty
+        # Clients look for it by its output's place, also where it is empty: in a region.
+        tensors.append(each.data)
     if parameters is not None:
         set_parameters(head, parameters)
     return response(head.SerializeToString(), tensors, in_stream=parameters is not None)
