@@ -253,6 +253,9 @@ def test_each_kind_is_known_by_its_files(repository: Repository) -> None:
     text = source(repository, "net/4")
     assert [each.name for each in text.inputs] == ["input_ids", "attention_mask"]
     assert text.inputs[0].shape == (VARIES,) and text.lengths == (32, 128)
+    gpt2 = json.dumps({"n_positions": 64})
+    repository.add("net/9", {"model.safetensors": b"", "config.json": gpt2})
+    assert source(repository, "net/9").lengths == (32,)
     images = {"image_size": 32, "num_channels": 1}
     repository.add("net/5", {"model.safetensors": b"", "config.json": json.dumps(images)})
     assert source(repository, "net/5").input_shape == (1, 32, 32)

@@ -31,6 +31,8 @@ _FACTORIES = ("factory", "cupy")
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 #: Length classes of a checkpoint for texts whose model.toml says none.
 _TEXT_LENGTHS = (32, 128, 512)
+#: What configs call the longest text.
+_LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 #: Reads a file of the version's folder, with a bound in bytes.
 Read = Callable[[str, int], bytes]
@@ -133,8 +135,8 @@ def _inputs_by(config: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     side, channels = config.get("image_size"), config.get("num_channels", 3)
     if type(side) is int and type(channels) is int and side > 0 < channels:
         return {"input_shape": [channels, side, side]}
-    longest = config.get("max_position_embeddings")
-    longest = longest if type(longest) is int and longest > 0 else _TEXT_LENGTHS[-1]
+    stated = [config[key] for key in _LONGEST if key in config]
+    longest = next((n for n in stated if type(n) is int and n > 0), _TEXT_LENGTHS[-1])
     lengths = [each for each in _TEXT_LENGTHS if each <= longest] or [longest]
     inputs = {name: {"shape": [-1], "dtype": "int64"} for name in _TEXT_INPUTS}
     return {"inputs": inputs, "lengths": table.get("lengths", lengths)}
