@@ -146,7 +146,7 @@ def test_a_sweep_is_drawn_from_its_files(tmp_path: Path) -> None:
     text = (tmp_path / "figures" / TEXT).read_text()
     # 100, 90 and 80 ms against 75 alone, at 80, 40 and 8 waits.
     slope, at_zero = np.polyfit([80, 40, 8], [25, 15, 5], 1)
-    line = next(line for line in text.splitlines() if "us for each boundary" in line)
+    line = next(line for line in text.splitlines() if "us per boundary" in line)
     assert float(line.split()[0]) == pytest.approx(1000 * slope, rel=5e-3)
     assert float(line.split("boundary, ")[1].split()[0]) == pytest.approx(at_zero, rel=5e-3)
     assert any("broken" in line for line in said) and any("the first 1 of" in line for line in said)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,14 @@ def svg_of(figure: Any) -> str:
     return drawn.getvalue()
 
 
-def write_out(axis: Any) -> None:
+def write_out(axis: Any, written: Callable[[float], str] = "{:,.10g}".format) -> None:
     """Number a logarithmic axis as 0.1, 10, 1,000, and over less than two powers of ten as 20 and 50 too."""
 
     def between(value: float, _: int) -> str:
         low, high = axis.get_view_interval()
-        shown = high < 100 * low and f"{value:e}"[0] in "25"
-        return f"{value:,.10g}" if shown else ""
+        return written(value) if high < 100 * low and f"{value:e}"[0] in "25" else ""
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
     axis.set_minor_formatter(FuncFormatter(between))
 
 
