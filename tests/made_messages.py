@@ -12,6 +12,7 @@ from slosched.messages import (
     Heartbeat,
     Infer,
     InferResult,
+    LoadModelResult,
     Span,
     WorkerWelcome,
 )
@@ -67,3 +68,24 @@ def an_infer_result(session: int, action_id: int, span: Span, **fields: Any) -> 
 def an_error(session: int, action_id: int, code: int, reason: str, **fields: Any) -> ErrorResult:
     known: dict[str, Any] = {"action_type": 0, "received_ns": 0, "sent_ns": 0}
     return ErrorResult(session, action_id, code=code, reason=reason, **known | fields)
+
+
+def a_load_result(session: int, action_id: int, **fields: Any) -> LoadModelResult:
+    """One instance of one page, which takes 4 numbers and gives 2."""
+    known: dict[str, Any] = {
+        "span": Span(0, 0, 0),
+        "copies": 1,
+        "batch_sizes": (1,),
+        "exec_ns": (5,),
+        "weights_ns": 1,
+        "weights_bytes": 1,
+        "pages": 1,
+        "input_shape": (4,),
+        "input_dtype": "float32",
+        "output_shape": (2,),
+        "output_dtype": "float32",
+        "random_weights": True,
+        "received_ns": 0,
+        "sent_ns": 0,
+    }
+    return LoadModelResult(session, action_id, **known | fields)

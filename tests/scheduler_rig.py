@@ -312,3 +312,28 @@ class Rig:
                 worker.returns.add(MS // 4)
         rig.effects.clear()
         return rig, models
+
+    @classmethod
+    def warm(
+        cls, config: SchedulerConfig, *, copies: int = 1, gpus: int = 1
+    ) -> tuple[Rig, tuple[int, ...]]:
+        """A rig of a published policy, whose models were loaded by the demand of one lenient request each, and
+        their ids. It is idle at T0 + 200 ms.
+        """
+        rig, models = cls.ready(config, copies=copies, gpus=gpus)
+        ids = tuple(model.model_id for model in models)
+        for model_id in ids:
+            rig.infer(model_id, slo_ms=10_000)
+        rig.step(0)
+        rig.now_ns = T0 + 100 * MS
+        rig.weights_loaded()
+        begin_ms = 100.5
+        while rig.outstanding():
+            rig.now_ns = T0 + round((begin_ms + 2.25) * MS)
+            rig.finish(rig.outstanding()[0], begin_ms=begin_ms)
+            rig.step()
+            begin_ms += 3
+        rig.step(200)
+        assert rig.scheduler.idle
+        rig.effects.clear()
+        return rig, ids

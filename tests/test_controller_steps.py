@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from made_messages import a_load_result
 from slosched import clock
 from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
@@ -24,9 +25,7 @@ from slosched.messages import (
     ClientHello,
     InferReply,
     ListModelsRequest,
-    LoadModelResult,
     Refused,
-    Span,
     StatusRequest,
     Welcome,
 )
@@ -130,24 +129,7 @@ def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_p
         async with _serving(tmp_path) as (server, dealer):
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 1, "test")))
             assert isinstance(await _answer(dealer), Welcome)
-            loaded = LoadModelResult(
-                1,
-                1,
-                span=Span(0, 0, 0),
-                copies=1,
-                batch_sizes=(1,),
-                exec_ns=(5,),
-                weights_ns=1,
-                weights_bytes=1,
-                pages=1,
-                input_shape=(4,),
-                input_dtype="float32",
-                output_shape=(2,),
-                output_dtype="float32",
-                random_weights=True,
-                received_ns=0,
-                sent_ns=0,
-            )
+            loaded = a_load_result(1, 1)
             for number in range(3_000):
                 model = Instance(number, "net", number, ModelState.LOADED, result=loaded)
                 server.scheduler.cluster.models[number] = model

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from made_messages import a_load_result
 from slosched import clock
 from slosched.clients.aio import AsyncClient
 from slosched.clients.inference import Model
@@ -28,9 +29,7 @@ from slosched.messages import (
     ClientHello,
     InferReply,
     InferRequest,
-    LoadModelResult,
     Refused,
-    Span,
     StatusReply,
     StatusRequest,
     Welcome,
@@ -257,24 +256,7 @@ async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
     server = ControllerServer(config, announce=lambda line: None)
     await server.start()
     server.scheduler.door.limit = 2
-    loaded = LoadModelResult(
-        1,
-        1,
-        span=Span(0, 0, 0),
-        copies=1,
-        batch_sizes=(1,),
-        exec_ns=(5,),
-        weights_ns=1,
-        weights_bytes=1,
-        pages=1,
-        input_shape=(4,),
-        input_dtype="float32",
-        output_shape=(2,),
-        output_dtype="float32",
-        random_weights=True,
-        received_ns=0,
-        sent_ns=0,
-    )
+    loaded = a_load_result(1, 1)
     server.scheduler.cluster.models[3] = Instance(3, "net", 0, ModelState.LOADED, result=loaded)
     try:
         yield server

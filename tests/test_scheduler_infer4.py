@@ -22,24 +22,7 @@ INFER4 = SchedulerConfig(policy="INFER4", schedule_ahead_ns=5 * MS)
 
 
 def warm(copies: int = 1, gpus: int = 1) -> tuple[Rig, tuple[int, ...]]:
-    """A rig whose models were loaded by the demand of one lenient request each; idle at T0 + 200 ms."""
-    rig, models = Rig.ready(INFER4, copies=copies, gpus=gpus)
-    ids = tuple(m.model_id for m in models)
-    for model in ids:
-        rig.infer(model, slo_ms=10_000)
-    rig.step(0)
-    rig.now_ns = T0 + 50 * MS
-    rig.weights_loaded()
-    begin_ms = 50.5
-    while rig.outstanding():
-        rig.now_ns = T0 + round((begin_ms + 2.25) * MS)
-        rig.finish(rig.outstanding()[0], begin_ms=begin_ms)
-        rig.step()
-        begin_ms += 3
-    rig.step(200)
-    assert rig.scheduler.idle
-    rig.effects.clear()
-    return rig, ids
+    return Rig.warm(INFER4, copies=copies, gpus=gpus)
 
 
 def sizes(rig: Rig) -> list[tuple[int, int]]:

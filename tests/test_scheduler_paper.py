@@ -24,24 +24,7 @@ PAPER = SchedulerConfig(fidelity="paper", schedule_ahead_ns=5 * MS)
 
 
 def warm(copies: int = 1, gpus: int = 1) -> tuple[Rig, tuple[int, ...]]:
-    """A rig whose models are resident everywhere, by the demand of one lenient request each."""
-    rig, models = Rig.ready(PAPER, copies=copies, gpus=gpus)
-    ids = tuple(m.model_id for m in models)
-    for model in ids:
-        rig.infer(model, slo_ms=10_000)
-    rig.step(0)
-    rig.now_ns = T0 + 100 * MS
-    rig.weights_loaded()
-    begin_ms = 100.5
-    while rig.outstanding():
-        rig.now_ns = T0 + round((begin_ms + 2.25) * MS)
-        rig.finish(rig.outstanding()[0], begin_ms=begin_ms)
-        rig.step()
-        begin_ms += 3
-    rig.step(200)
-    assert rig.scheduler.idle
-    rig.effects.clear()
-    return rig, ids
+    return Rig.warm(PAPER, copies=copies, gpus=gpus)
 
 
 def test_code_defaults_not_help_text() -> None:
