@@ -34,7 +34,7 @@ PAGE = (ROOT / "docs" / "faasm.md").read_text()
 
 _SGD = "sgd --workers 10 --interval 60000 --size full --modes shared"
 _MATRICES = "matrices --scale published --workers 10 --systems slots"
-_INFERENCE = "inference-throughput --scale published --systems slosched"
+_INFERENCE = "inference-throughput --scale published --systems slosched --cold 500"
 #: Every `inv` line of the original's page of experiments (docs/experiments.md, 2020), with values for its
 #: variables, and the words behind `slosched exp` that it runs; none where it has no effect.
 LINES = {
@@ -62,10 +62,11 @@ LINES = {
     "tf.upload tf.state": "",
     "knative.deploy --replicas=1": "",
     "knative.deploy-native tf image --replicas=1": "",
-    "experiments.tf-lat": "inference-latency --scale published",
+    "experiments.tf-lat": "inference-latency --scale published --systems slosched,container "
+    "--cold 5,50,500 --rungs L3",
     "knative.deploy-native tf image --replicas=30": "",
     "knative.deploy --replicas=18": "",
-    "experiments.tf-tpt --native": f"{_INFERENCE} --systems container",
+    "experiments.tf-tpt --native": f"{_INFERENCE} --systems container --cold 5,10,20,40,80",
     "experiments.tf-tpt": _INFERENCE,
     "experiments.sgd-pull-results alice cluster02": "pull sgd alice cluster02",
     "experiments.matrix-pull-results alice cluster02": "pull matrices alice cluster02",
@@ -330,7 +331,7 @@ def here_of(first_heading: str) -> dict[str, str]:
     """Each name of the page's table with that heading, and what it is here; several names share a row."""
     lines = PAGE.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
-    found = {}
+    found: dict[str, str] = {}
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break

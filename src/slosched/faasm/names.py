@@ -248,13 +248,23 @@ _EXPERIMENTS = (
     ),
     Task(
         name="experiments.tf-lat",
-        runs=("exp", "inference-latency", "--scale", "published"),
+        runs=(
+            *("exp", "inference-latency", "--scale", "published"),
+            *("--systems", "slosched,container", "--cold", "5,50,500", "--rungs", "L3"),
+        ),
         documented=True,
     ),
     Task(
         name="experiments.tf-tpt",
-        runs=("exp", "inference-throughput", "--scale", "published", "--systems", "slosched"),
-        switches={"--native": ("--systems", "container"), **_NOBILL},
+        # The intervals of cold starts are those that the original has for each of its systems.
+        runs=(
+            *("exp", "inference-throughput", "--scale", "published"),
+            *("--systems", "slosched", "--cold", "500"),
+        ),
+        switches={
+            "--native": ("--systems", "container", "--cold", "5,10,20,40,80"),
+            **_NOBILL,
+        },
         documented=True,
     ),
     Task(

@@ -46,7 +46,7 @@ _SAMPLE_S = 0.1
 _COUNTED_PART = 4
 #: For the estimate of a run's time, on a usual core: an update, a push with what is read behind it, one that
 #: adds, a call, a byte that is copied, and what is beside a training.
-_UPDATE_S, _PUSH_S, _ADDING_PUSH_S, _CALL_S, _COPIED_BYTE_S = 6e-9, 4e-4, 7e-4, 1e-3, 1e-9
+_UPDATE_S, _PUSH_S, _ADDING_PUSH_S, _CALL_S, _COPIED_BYTE_S = 8e-9, 4e-4, 7e-4, 1e-3, 1e-9
 _BESIDE_S = 0.2
 #: What every engine trains first, unrecorded, so that its processes are warm and those that wait are known.
 _WARM_UP = Size(train=256, held_out=0, features=1000)
