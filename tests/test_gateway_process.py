@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import certificates
 from gateway_rig import Ends, real, run, service, until
 from live_gateway import LOOPBACK, serving
 from slosched.cli.app import app
@@ -170,6 +173,28 @@ def test_a_hangup_reads_the_tokens_again(tmp_path: Path) -> None:
         wait_for(lambda: "read again" in process.text())
         assert get(http, "/v2", Authorization="Bearer first-token")[0] == 401
         assert get(http, "/v2", Authorization="Bearer second-token")[0] == 200
+
+
+@pytest.mark.processes
+def test_what_a_peer_breaks_on_the_grpc_port_fills_no_log(tmp_path: Path) -> None:
+    certificate, key = certificates.made(tmp_path)
+    words = ("--tls-cert", str(certificate), "--tls-key", str(key), "--grpc-port", "0")
+    with alone(tmp_path, *words) as (process, _):
+        wait_for(lambda: "no controller has answered" in process.text())
+        before = process.text()
+        found = re.search(r"gRPC with TLS on \S+:(\d+)", before)
+        assert found is not None
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        trusting.set_alpn_protocols(["h2"])
+        for wrong in (b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x03\x00\x20" + bytes(32)):
+            plain = socket.create_connection(("127.0.0.1", int(found[1])), 30)
+            with trusting.wrap_socket(plain, server_hostname="localhost") as secure:
+                with socket.socket(fileno=os.dup(secure.fileno())) as below:
+                    below.sendall(wrong)  # within the connection, and no record of it
+                with contextlib.suppress(OSError):
+                    while secure.recv(4096):
+                        pass
+        assert process.text() == before
 
 
 def test_what_cannot_be_served_is_refused_with_one_line(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -190,6 +191,9 @@ def _missing(error: ImportError) -> Exception:
 def run_gateway(config: GatewayConfig, *, announce: Announce) -> int:
     """Run a gateway until SIGINT or SIGTERM; returns the exit code."""
     import uvloop
+
+    # grpc's core writes lines of its own to stderr, several for each connection that a peer breaks.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     async def main() -> None:
         server = GatewayServer(config, announce=announce)
