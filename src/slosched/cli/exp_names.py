@@ -80,13 +80,13 @@ def names_markdown() -> str:
     reason are left out.
     """
     tasks = [(f"`{task.usage}`", task.ours) for task in TASKS.values()]
-    told = [row for row in switch_rows() if row[2][:1] == "n" and row[2] != TASKS[row[0]].ours]
+    without = [row for row in switch_rows() if row[2][:1] == "n" and row[2] != TASKS[row[0]].ours]
     meanings: dict[str, set[str]] = {}
-    for _, switch, meaning in told:
+    for _, switch, meaning in without:
         meanings.setdefault(switch, set()).add(meaning)
     switches = [
         (f"`{switch}`" if len(meanings[switch]) == 1 else f"`{task} {switch}`", meaning)
-        for task, switch, meaning in told
+        for task, switch, meaning in without
     ]
     variables = [(f"`{name}`", variable_text(name)) for name in VARIABLES]
     return "\n\n".join(
