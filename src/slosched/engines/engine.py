@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 from slosched.clients.arguments import slo_fields
@@ -76,7 +77,12 @@ class Engine(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 
 def offered(functions: Sequence[Offered]) -> dict[str, Function[Any]]:
