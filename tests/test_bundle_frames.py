@@ -243,4 +243,4 @@ def test_a_worker_refuses_a_bundle_that_is_wrong_and_goes_on(
     asked = GetWorkerState(controller.session, 3)
     result = controller.ask(asked)
     assert isinstance(result, WorkerStateResult) and result.action_id == 3
-    assert server._bad.count == len(WRONG) + 1
+    assert server._doorway._bad.count == len(WRONG) + 1
