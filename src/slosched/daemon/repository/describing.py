@@ -78,6 +78,14 @@ def described(found: Found, place: Path, read: Read) -> ModelSource:
         ) from None
 
 
+def weights_of(source: ModelSource, read: Read) -> list[str]:
+    """The files of weights that a load of a version reads; none for a factory. Raises InvalidConfig."""
+    name = Path(source.pt2 or source.safetensors).name
+    if name == INDEX:
+        return shards_in(read(INDEX, MOST_INDEX_BYTES))
+    return [name] if name else []
+
+
 def _table(data: bytes) -> dict[str, Any]:
     values = toml_of(toml_text(data, TOML), TOML)
     table = values.pop("model", None)

@@ -15,11 +15,12 @@ import msgspec
 
 from slosched.clock import now_ns
 from slosched.config import ModelSource
-from slosched.daemon.repository.beneath import read_below, root_of
-from slosched.daemon.repository.describing import described
+from slosched.daemon.repository.beneath import open_below, read_below, root_of
+from slosched.daemon.repository.describing import PT2, described, weights_of
 from slosched.daemon.repository.listing import Listing
 from slosched.daemon.repository.looks import Looks
 from slosched.daemon.repository.scanning import Found, in_words, look_at
+from slosched.daemon.repository.whole import check_safetensors, check_zip
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
 
@@ -74,7 +75,15 @@ def _described(folder: str, found: Found) -> ModelSource:
         except OSError as error:
             raise InvalidConfig(f"cannot read {file}: {in_words(error)}") from None
 
-    return described(found, Path(folder, found.folder), read)
+    source = described(found, Path(folder, found.folder), read)
+    with root_of(folder) as root:
+        for file in weights_of(source, read):
+            fd = open_below(root, f"{found.folder}/{file}")
+            try:
+                (check_zip if file == PT2 else check_safetensors)(fd, file)
+            finally:
+                os.close(fd)
+    return source
 
 
 def _write(frame: bytes) -> None:
