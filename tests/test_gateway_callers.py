@@ -29,9 +29,9 @@ def file(folder: Path, text: str) -> Path:
     return path
 
 
-def status_of(call: Any, *args: Any) -> Status:
+def status_of(call: Any, *args: Any, **named: Any) -> Status:
     with pytest.raises(FrontError) as caught:
-        call(*args)
+        call(*args, **named)
     return caught.value.status
 
 
@@ -195,6 +195,27 @@ def test_a_batch_whose_first_row_was_taken_before_its_size_was_known_gets_throug
         assert status_of(quota.take, 1, 0) is Status.RESOURCE_EXHAUSTED
         now[0] += int(10**9 / per_s)
         quota.take(1, 0)
+
+
+def test_a_batch_that_is_refused_takes_nothing_of_a_quota_and_comes_through_when_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [10**18]
+    monkeypatch.setattr(callers, "now_ns", lambda: now[0])
+    quota = Quota("token 'a'", per_s=8.0)
+    quota.take(3, 0)
+    for _ in range(5):  # a client that tries again at once
+        quota.take(1, 0)
+        assert status_of(quota.take, 7, 0, before=1) is Status.RESOURCE_EXHAUSTED
+        quota.give(1, 0)
+    quota.take(1, 0)
+    with pytest.raises(FrontError) as caught:
+        quota.take(7, 0, before=1)
+    quota.give(1, 0)
+    assert caught.value.retry_after_s == 3 / 8
+    now[0] += int(caught.value.retry_after_s * 10**9)
+    quota.take(1, 0)
+    quota.take(7, 0, before=1)
 
 
 def test_a_slow_quota_lets_one_request_through_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,17 @@ class Quota:
     def take(self, rows: int, size: int, *, before: int = 0) -> None:
         """Begin `rows` requests with `size` bytes of inputs. Raises FrontError, 429; nothing is taken then.
 
-        `before` were taken for the same batch already.
+        `before` were taken for the same batch already; a refusal is that of the whole.
         """
+        try:
+            self._check(rows, size, before)
+        except FrontError:
+            self._credit += before
+            raise
+        self.rows_now += rows
+        self.bytes_now += size
+
+    def _check(self, rows: int, size: int, before: int) -> None:
         if self.most_rows and self.rows_now + rows > self.most_rows:
             what = f"{self.most_rows:,} requests may be in flight"
             raise self._over(what, alone=rows + before > self.most_rows)
@@ -100,8 +109,6 @@ class Quota:
             raise self._over(what, alone=size > self.most_bytes)
         if self.per_s:
             self._take_credit(rows, before)
-        self.rows_now += rows
-        self.bytes_now += size
 
     def _take_credit(self, rows: int, before: int) -> None:
         """A bucket holds a second's requests; one that asks for more than it ever holds takes all of it."""
