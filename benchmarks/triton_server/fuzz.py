@@ -17,6 +17,7 @@ import json
 import random
 import re
 import shutil
+import struct
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,9 @@ _READY_S, _WAIT_NS, _MOST_WAITS = 60.0, NS_PER_S // 20, 600
 _GRPC = re.compile(r"gRPC on \S*:(\d+)")
 _LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 _SHOWN = 400
+CRASH = "crash"
+#: Of the region: small numbers, with which each way of computing is exact.
+_CONTENT = struct.pack(f"<{REGION_BYTES // 4}i", *range(REGION_BYTES // 4))
 Case = HttpCase | RpcCase
 
 
@@ -53,6 +57,11 @@ def drawn(seed: int, number: int) -> Case:
     """Request `number` of a seed."""
     draw = random.Random(f"{seed} {number}")
     return fuzz_rpc.case(number, draw) if draw.random() < 0.4 else fuzz_http.case(number, draw)
+
+
+def _memory() -> Path:
+    """The file of the region."""
+    return Path("/dev/shm") / REGION_KEY.removeprefix("/")
 
 
 class Server:
@@ -66,14 +75,21 @@ class Server:
             if all(is_ready(http_port, name) for name in triton_models.LOADED):
                 break
             clock.sleep_ns(_WAIT_NS)
+        self.begin()
+
+    def begin(self) -> None:
+        """Have the one region, and the model `spare` not loaded."""
+        memory = "/v2/systemsharedmemory"
         wanted = {"key": REGION_KEY, "offset": 0, "byte_size": REGION_BYTES}
-        exchange(http_port, post(f"/v2/systemsharedmemory/region/{REGION}/register", wanted))
+        _memory().write_bytes(_CONTENT)
+        exchange(self.http_port, post(f"{memory}/unregister"))
+        exchange(self.http_port, post(f"{memory}/region/{REGION}/register", wanted))
+        exchange(self.http_port, post("/v2/repository/models/spare/unload", {}))
 
     def ask(self, case: Case) -> Answer:
         """Its answer, with what it wrote to the region."""
-        memory = Path("/dev/shm") / REGION_KEY.removeprefix("/")
-        before = bytes(range(256)) * (REGION_BYTES // 256)
-        memory.write_bytes(before)
+        memory = _memory()
+        memory.write_bytes(_CONTENT)
         try:
             if isinstance(case, HttpCase):
                 found = http_answer(exchange(self.http_port, case.data, head=case.head))
@@ -82,7 +98,7 @@ class Server:
         except OSError as error:
             found = http_answer(HttpAnswer(0)) | {"error": type(error).__name__}
         after = memory.read_bytes()
-        return found if after == before else found | {"memory": after.hex()}
+        return found if after == _CONTENT else found | {"memory": after.hex()}
 
     def close(self) -> None:
         self._channel.close()
@@ -153,7 +169,7 @@ class Tritons:
         self._running = triton, server
 
     def ask(self, case: Case) -> Answer:
-        """Its answer; one whose status is "crash" where it ended."""
+        """Its answer; one whose status is CRASH where it ended."""
         assert self._running is not None
         triton, server = self._running
         found = server.ask(case)
@@ -163,7 +179,7 @@ class Tritons:
                 triton.check()
             except TritonFailed:
                 self._start()
-                return {"status": "crash"}
+                return {"status": CRASH}
         return found
 
 
@@ -184,9 +200,12 @@ class Found:
         differ = differences({case.name: ours}, {case.name: theirs})
         if not differ:
             return
-        name = f"{kind} {theirs['status']} -> {ours['status']}: {_gist(theirs)}"
-        if not (theirs["status"] == 500 and ours["status"] == 400):
-            name += f" -> {_gist(ours)}"
+        name = f"{kind} {theirs['status']} -> {ours['status']}: "
+        if "error" in theirs or "error" in ours:
+            malformed = theirs["status"] == 500 and ours["status"] == 400
+            name += _gist(theirs) if malformed else f"{_gist(theirs)} -> {_gist(ours)}"
+        else:
+            name += _place(theirs, ours)
         self.classes[name] += 1
         self.first.setdefault(name, (case.name, differ[case.name]))
 
@@ -199,6 +218,19 @@ def _gist(answer: Answer) -> str:
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'-'", str(text))
     text = re.sub(r"\[[^]]*\]", "[-]", re.sub(r"-?\d[\d,.e+]*", "9", text))
     return text.removeprefix("[-] ")[:90]
+
+
+def _place(theirs: Any, ours: Any) -> str:
+    """Where two answers differ first, such as .json.outputs[].shape."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in dict.fromkeys((*theirs, *ours)):
+            if theirs.get(key) != ours.get(key):
+                return f".{key}{_place(theirs.get(key), ours.get(key))}"
+    if isinstance(theirs, list) and isinstance(ours, list):
+        for left, right in zip(theirs, ours, strict=False):
+            if left != right:
+                return f"[]{_place(left, right)}"
+    return ""
 
 
 def report(found: Found) -> str:
@@ -230,13 +262,15 @@ def main(given: Sequence[str]) -> int:
                 case = drawn(options.seed, number)
                 if options.only is not None:
                     print(case)
-                found.add(case, triton.ask(case), ours.ask(case))
+                theirs = triton.ask(case)
+                found.add(case, theirs, ours.ask(case))
+                if theirs["status"] == CRASH:
+                    ours.begin()  # as the next Triton does
     except SloschedError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     finally:
-        with contextlib.suppress(OSError):
-            (Path("/dev/shm") / REGION_KEY.removeprefix("/")).unlink()
+        _memory().unlink(missing_ok=True)
     print(report(found))
     return 0
 
