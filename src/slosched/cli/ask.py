@@ -24,6 +24,14 @@ _OF_A_LIBRARY_AT_MOST = 20
 _LEAST_INTERVAL_NS = 100 * NS_PER_MS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Inputs = Annotated[
+    bool | None,
+    typer.Option(
+        "--inputs/--no-inputs",
+        help="Send an input with each request, or let the worker make them. Default: send, unless "
+        "CLOCKWORK_DISABLE_INPUTS=1.",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Argument(

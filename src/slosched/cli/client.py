@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.ask import Json, controller_address, drain, infer, models, status, unload
+from slosched.cli.ask import Inputs, Json, controller_address, drain, infer, models, status, unload
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.max_rate import max_rate_live
@@ -135,14 +135,6 @@ app.command("drain")(drain)
 
 # ----------------------------------------------------------------------------------- workloads
 
-_Inputs = Annotated[
-    bool | None,
-    typer.Option(
-        "--inputs/--no-inputs",
-        help="Send an input with each request, or let the worker make them. Default: send, unless "
-        "CLOCKWORK_DISABLE_INPUTS=1.",
-    ),
-]
 _Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals and the inputs.")]
 _Duration = Annotated[
     str | None,
@@ -186,7 +178,7 @@ def workload_command(
     def run(
         ctx: typer.Context,
         args: Any = None,
-        inputs: _Inputs = None,
+        inputs: Inputs = None,
         seed: _Seed = 0,
         duration: _Duration = None,
         out: _Out = None,

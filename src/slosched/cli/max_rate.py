@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slosched.cli.ask import Json, controller_address
+from slosched.cli.ask import Inputs, Json, controller_address
 from slosched.cli.output import print_json, say, warn
 from slosched.cli.sim_options import SimOptions, takes_sim_options
 from slosched.cli.stopping import Stopping, stopped_by_signals
@@ -56,14 +56,6 @@ _Repeats = Annotated[
     int, typer.Option(min=0, help="How often a disturbed window of one rate is repeated.")
 ]
 _Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals.")]
-_Inputs = Annotated[
-    bool | None,
-    typer.Option(
-        "--inputs/--no-inputs",
-        help="Send an input with each request, or let the worker make them. Default: send, unless "
-        "CLOCKWORK_DISABLE_INPUTS=1.",
-    ),
-]
 
 
 def max_rate_live(
@@ -76,7 +68,7 @@ def max_rate_live(
     resolution: _Resolution = 10.0,
     window: _Window = "10s",
     repeats: _Repeats = 3,
-    inputs: _Inputs = None,
+    inputs: Inputs = None,
     seed: _Seed = 0,
     json: Json = False,
 ) -> None:
