@@ -21,7 +21,7 @@ from slosched.errors import InvalidConfig
 _COMPILED = "data/aotinductor/"
 _OBJECTS = ("data/constants/custom_obj_", "data/constants/opaque_obj_")
 _PROGRAMS = "models/"
-#: Of the form before torch 2.8, which has no top folder.
+#: The form before torch 2.8 has no top folder.
 _OLD_PROGRAM = "serialized_exported_program.json"
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FACTORY = "a factory can load it by code of its own"

@@ -1,4 +1,4 @@
-"""Whether a file of weights is all there: a copy that pauses looks like a file that nobody writes to.
+"""Whether a file of weights is all there: a copy that pauses looks like one that has ended.
 
 The end of a ZIP file lists its parts, and the head of a safetensors file says how long the file is. No more of
 either is read.
