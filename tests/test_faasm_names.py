@@ -307,6 +307,9 @@ def test_variables_say_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     result = invoke("made", "N_WORKERS=x")
     assert result.exit_code == 2 and "--workers must be whole numbers" in result.stderr
+    result = invoke("inference-latency", "COLD_START_DELAY_MS=0", "BENCH_DELAY_MS=0")
+    assert "delay_ns=0" in result.stderr and "think_ns=0" in result.stderr
+    assert "--duration: '0' is too short" in invoke("inference-latency", "--duration", "0").stderr
 
 
 def test_the_variables_of_the_originals_page_are_there() -> None:

@@ -53,7 +53,7 @@ class Option:
     With `help` it is one of the command line. Its default stands at the end, or in place of `{default}`; a
     help with the word "Default" says it itself. `name` is what people write where that is not the field's name
     without its unit; `flag` is how a bool is written where that is not --NAME/--no-NAME. `one_of` are the
-    texts that are known.
+    texts that are known. A duration of 0 is taken on the command line with `may_be_0` alone.
     """
 
     help: str = ""
@@ -62,6 +62,7 @@ class Option:
     metavar: str = ""  # what the value is called in --help, where its type does not say it
     panel: str = ""
     one_of: tuple[str, ...] = ()
+    may_be_0: bool = False
     one_is: str = ""  # what one of these is called in errors, where that is not the field's name
     in_file: bool = True
     in_status: bool = True  # of the scheduler's options: among "options" in a controller's status

@@ -140,7 +140,7 @@ def _value(row: Row, given: Any) -> Any:
     if row.unit == "ns" and row.plain == tuple[int, ...]:
         return tuple(duration_ns(row.argument, each) for each in names(given))
     if row.unit == "ns":
-        return duration_ns(row.argument, given)
+        return duration_ns(row.argument, given, may_be_0=row.option.may_be_0)
     if row.unit == "bytes":
         return size_bytes(row.argument, given)
     if row.plain == WEIGHTS:

@@ -65,7 +65,10 @@ class InferenceOptions:
     ] = 0
     delay_ns: Annotated[
         AtLeast0,
-        Option(help="Mean of the EMULATED start of a container; the deviation is half of it."),
+        Option(
+            help="Mean of the EMULATED start of a container; the deviation is half of it.",
+            may_be_0=True,
+        ),
     ] = 800 * NS_PER_MS
     duration_ns: Annotated[
         AtLeast0, Option(help="Length of each run. Default by the scale: seconds, or as published.")
@@ -115,7 +118,8 @@ class LatencyOptions(InferenceOptions):
     """Low load: one connection, which thinks for U[0, think_ns] before each request."""
 
     think_ns: Annotated[
-        AtLeast0, Option(help="The longest think time; each is drawn evenly from 0 to it.")
+        AtLeast0,
+        Option(help="The longest think time; each is drawn evenly from 0 to it.", may_be_0=True),
     ] = 5 * NS_PER_MS
 
     def at_scale(self, scale: str) -> Self:
