@@ -21,6 +21,7 @@ import pytest
 import made_experiment
 import slosched.analysis
 from slosched.errors import InvalidConfig, MissingPackage, RunDirectoryInUse, SloschedError
+from slosched.faasm import frame_run
 from slosched.faasm.frame import Frame
 from slosched.faasm.frame_leaks import Leaked, watched
 from slosched.faasm.frame_processes import below, read_process
@@ -430,6 +431,25 @@ def test_what_killed_runs_left_in_memory_and_among_temporary_files_is_removed(
 
 
 # -------------------------------------------------------------------------------------- the process
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 5 * 10**9
+    monkeypatch.setattr(frame_run, "monotonic_ns", lambda: now)
+    cleared = False
+    with pytest.raises(KeyboardInterrupt) as last, frame_run._signals():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except frame_run.Interrupted as first:
+            assert first.number == signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            cleared = True
+            now += 10**9
+            signal.raise_signal(signal.SIGINT)
+    assert cleared and not isinstance(last.value, frame_run.Interrupted)
 
 
 @pytest.mark.processes

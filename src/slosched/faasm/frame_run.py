@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from slosched.analysis.signature import signed
+from slosched.clock import monotonic_ns
 from slosched.errors import InvalidConfig, MissingPackage
 from slosched.faasm.frame import Frame, Say
 from slosched.faasm.frame_leaks import LeakCheck, Leaked, watched
@@ -31,6 +32,7 @@ from slosched.faasm.layout import write_published
 from slosched.faasm.names import REPLACED
 from slosched.telemetry.manifest import finish_manifest, read_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir
+from slosched.units import NS_PER_S
 
 #: manifest.json of a run says "faasm sgd".
 KIND = "faasm"
@@ -294,19 +296,28 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Raise Interrupted on the first SIGINT or SIGTERM; a second one has its usual effect."""
+    """Raise Interrupted on the first SIGINT or SIGTERM; one that comes a second later has its usual effect.
+
+    Those that come at once are the same: `timeout` and shells send one to a process and to its group.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first_ns = 0
 
     def give_back() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        give_back()
-        raise Interrupted(number)
+        nonlocal first_ns
+        if not first_ns:
+            first_ns = monotonic_ns()
+            raise Interrupted(number)
+        if monotonic_ns() - first_ns >= NS_PER_S:
+            give_back()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, on_signal)
