@@ -166,7 +166,7 @@ def test_a_call_that_fails_prints_its_traceback_and_exits_with_1(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("unknown",), "no worker knows"),
+        (("unknown",), "no worker offers"),
         (("a b",), "a function cannot be called 'a b'"),
         (("toy",), "is a model and not a function"),
         (("noop", "--slo", "soon"), "--slo: 'soon' is not a duration"),

@@ -10,6 +10,7 @@ import pytest
 
 from slosched.errors import InvalidConfig
 from slosched.workloads import parse_workload
+from slosched.workloads.composed import Composed
 from slosched.workloads.engine import open_loop_arrivals
 from slosched.workloads.mix import MixEntry, mix
 from slosched.workloads.mix_file import load_mix
@@ -117,9 +118,15 @@ def test_a_wrong_model_on_the_command_line_shows_the_form() -> None:
         parse_workload("mix", ["resnet50:3"])
 
 
+def composed(args: list[str]) -> Composed:
+    made = parse_workload("mix", args)
+    assert isinstance(made, Composed)
+    return made
+
+
 @pytest.mark.parametrize("more", ["", ":25ms", ":5:2", ":5::32~0.5~8~64"])
 def test_a_version_is_named_with_an_at_sign_where_colons_part(more: str) -> None:
-    made = parse_workload("mix", [f"digits@12:2:30{more},digits:1:5", "2s"])
+    made = composed([f"digits@12:2:30{more},digits:1:5", "2s"])
     assert [use.name for use in made.uses] == ["digits:12", "digits"]
     assert made.args[0].startswith("digits@12:2:30")
     assert parse_workload("mix", list(made.args)) == made
@@ -135,7 +142,7 @@ def test_a_version_in_a_file_is_written_as_the_command_line_takes_it(tmp_path: P
 
 @pytest.mark.parametrize("name", ["digits@", "digits@01", "@1", "digits@latest", "a@b", "digits@0"])
 def test_what_is_no_version_behind_an_at_sign_stays_in_the_name(name: str) -> None:
-    made = parse_workload("mix", [f"{name}:1:5", "2s"])
+    made = composed([f"{name}:1:5", "2s"])
     assert [use.name for use in made.uses] == [name]
 
 
