@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from slosched.cli import doctor
 from slosched.experiment.children import Child, Children
 from slosched.version import __version__
 
@@ -113,6 +115,20 @@ def test_a_closed_pipe_is_quiet() -> None:
         assert process.wait(60) == 141
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_doctor_knows_every_extra() -> None:
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())[
+        "project"
+    ]["optional-dependencies"]
+    found = {check.name.strip("[]"): check.value for check in doctor._packages(has_gpu=False)}
+    assert set(found) == {"packages", *extras}
+    for extra in set(extras) - {"torch"}:
+        named = {re.split(r"[><=\[ ]", each)[0] for each in extras[extra]} - {
+            "torch",
+            "transformers",
+        }
+        assert all(package in found[extra] for package in named - {"cuda-bindings"}), extra
 
 
 def test_doctor_says_ok_or_warn_of_everything() -> None:

@@ -29,6 +29,16 @@ _TIMER_LATE_NS = 500 * NS_PER_US  # p99 of how late a wake may come
 _STALL_NS = 5 * NS_PER_MS  # the longest that the machine may take the CPU from us
 _GAP_NS = NS_PER_MS
 _NVIDIA_SMI_TIMEOUT_S = 10.0
+#: Extras that single commands need, which name them when they are missing.
+_FOR_SOME = {
+    "gateway": ("httptools", "grpcio", "protobuf"),
+    "digits": ("scikit-learn", "safetensors"),
+    "diffusion": ("diffusers",),
+    "state": ("redis",),
+    "faasm": ("numba", "scikit-learn"),
+    "dask": ("distributed",),
+    "bound": ("scipy",),
+}
 _GOOD_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "timebase")
 
 
@@ -341,6 +351,8 @@ def _packages(has_gpu: bool) -> Iterator[Check]:
         "gpu", ("cupy-cuda13x", "nvidia-ml-py"), "pip install slosched[gpu]", wanted=has_gpu
     )
     yield _package_check("plot", ("matplotlib",), "pip install slosched[plot]", wanted=True)
+    for extra, packages in _FOR_SOME.items():
+        yield _package_check(extra, packages, f"pip install slosched[{extra}]", wanted=False)
 
 
 def _extensions() -> Iterator[Check]:
