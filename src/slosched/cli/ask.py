@@ -190,7 +190,7 @@ def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
         "output",
         "on GPUs",
         "clients",
-        "values",
+        "weights are",
     )
     return table_text(headings, rows)
 
