@@ -236,7 +236,7 @@ class Gpu:
     clock_mhz: int = 0
     exec: Lane[ActionState] = field(default_factory=lambda: Lane("exec"))
     load: Lane[ActionState] = field(default_factory=lambda: Lane("load"))
-    #: Calls in their host parts, or on their way there. They are among `suspended` too.
+    #: Calls whose host parts run or were asked for. They are among `suspended` too.
     prepare: Lane[ActionState] = field(
         default_factory=lambda: WideLane("prepare", width=HOST_PARTS)
     )
