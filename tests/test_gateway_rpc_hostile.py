@@ -103,6 +103,25 @@ def test_a_request_that_does_not_arrive_ends(monkeypatch: pytest.MonkeyPatch) ->
         assert call(made, "ServerLive", b"")
 
 
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady"])
+def test_a_method_without_a_token_is_not_waited_for_long(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_BARE_ARRIVES_WITHIN_S", 0.1)
+    service = EchoService(needs_token=True)
+    with serving(service) as served, channel(served) as made:
+        release = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            release.wait(WITHIN_S)
+            yield from ()
+
+        with pytest.raises(grpc.RpcError) as caught:
+            made.stream_unary(f"/{SERVICE}/{method}")(nothing(), timeout=WITHIN_S)
+        release.set()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_bytes_that_are_not_http2_do_not_disturb_others(echo: Served) -> None:
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     huge_frame = preface + b"\xff\xff\xff\x00\x00\x00\x00\x00\x01"

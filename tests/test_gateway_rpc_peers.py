@@ -28,6 +28,7 @@ class Wires:
     def __init__(self, **received: int) -> None:
         self.received = received
         self.ended: list[str] = []
+        self.said: list[str] = []
 
     @contextlib.contextmanager
     def __call__(self, port: int) -> Iterator[list[Any]]:
@@ -66,6 +67,7 @@ def of(wires: Wires, memory: Memory | None = None) -> Peers:
         memory=memory,
         give_back=memory.give_back,
         connected=wires,
+        announce=wires.said.append,
     )
 
 
@@ -119,6 +121,34 @@ def test_beyond_the_bound_of_memory_those_are_ended_that_hold_most() -> None:
     found.of("idle").got(600 * MB)
     asyncio.run(found.look())
     assert sorted(wires.ended) == ["half", "part", "unknown"]
+    assert [each.partition(":")[0] for each in wires.said] == [
+        "the gateway has more memory than --max-memory"
+    ] * 2  # each Peers tells it once a minute
+
+
+def test_a_look_that_fails_is_told_and_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(peers, "_AFTER_FAULT_S", 0.001)
+    wires, memory = Wires(half=60 * MB), Memory(10**12)
+    found = of(wires, memory)
+    told: list[dict[str, Any]] = []
+
+    def give_back() -> None:
+        if not told:
+            raise RuntimeError("a fault of this test")
+
+    found._give_back = give_back
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, each: told.append(each))
+        looks = asyncio.create_task(found.look_after())
+        async with asyncio.timeout(WITHIN_S):
+            while not wires.ended:
+                await asyncio.sleep(0.001)
+        looks.cancel()
+
+    asyncio.run(work())
+    assert len(told) == 1
 
 
 def test_memory_that_was_only_kept_is_given_back_and_nobody_is_ended() -> None:

@@ -91,7 +91,7 @@ class GatewayServer:
             from slosched.fronts.rpc.server import RpcFront
         except ImportError as error:
             raise _missing(error) from None
-        return RpcFront(self.service, self.config, tls=self._tls)
+        return RpcFront(self.service, self.config, tls=self._tls, announce=self._announce)
 
     def _ready_line(self) -> str:
         host = bracketed(parse_bind(self.config.bind))

@@ -27,7 +27,9 @@ from slosched.units import NS_PER_S
 
 #: An answer is taken within this, and a second more for each _TAKEN_BYTES_PER_S of it.
 _TAKEN_WITHIN_S, _TAKEN_BYTES_PER_S = 30.0, 256 * 1024
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S, _AFTER_FAULT_S = 0.1, 10.0
+#: A line about ended connections comes no more often.
+_SAID_EVERY_NS = 60 * NS_PER_S
 #: What ended connections held is freed within this.
 _AGAIN_NS = NS_PER_S // 5
 #: A connection is ended for what it holds from here on, until memory is so much below its bound.
@@ -75,6 +77,7 @@ class Peers:
         memory: Callable[[], int] = own_memory_bytes,
         give_back: Callable[[], None] = give_memory_back,
         connected: Callable[[int], AbstractContextManager[list[Connection]]] = connections,
+        announce: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.port = 0
         self.untaken = 0
@@ -82,7 +85,8 @@ class Peers:
         self._memory, self._give_back, self._connected = memory, give_back, connected
         self._peers: dict[str, Peer] = {}
         self._answers: set[Answer] = set()
-        self._again_ns = 0
+        self._again_ns = self._said_ns = 0
+        self._announce = announce
 
     def of(self, name: str) -> Peer:
         """The connection with grpc's name of it."""
@@ -103,6 +107,7 @@ class Peers:
             peer.untaken += size
             self.untaken += size
             if self.untaken > self._most_untaken:
+                self._say("answers that clients do not take are more than --max-in-flight-bytes")
                 self._end([max((each.peer for each in self._answers), key=_untaken)])
         return answer
 
@@ -133,7 +138,12 @@ class Peers:
         """End what holds too much, or for too long, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # a bug must not end what bounds this process
+                fault = {"message": "gRPC's connections were not looked at", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(fault)
+                await asyncio.sleep(_AFTER_FAULT_S)
 
     async def look(self) -> None:
         """One look of `look_after`."""
@@ -156,6 +166,7 @@ class Peers:
             for size, each in held:
                 if excess <= 0 or size < _WORTH_BYTES:
                     return
+                self._say("the gateway has more memory than --max-memory")
                 excess -= size
                 self._part(self._peers.get(each.peer))
                 each.end()
@@ -174,6 +185,12 @@ class Peers:
             for each in found:
                 if each.peer in names:
                     each.end()
+
+    def _say(self, why: str) -> None:
+        now = now_ns()
+        if now >= self._said_ns + _SAID_EVERY_NS:
+            self._said_ns = now
+            self._announce(f"{why}: the gRPC connections that hold most are ended")
 
     def _part(self, peer: Peer | None) -> None:
         """Its connection ends: what it holds is held no more."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -57,12 +58,19 @@ class RpcFront:
     """
 
     def __init__(
-        self, service: Service, config: GatewayConfig, *, tls: Certificates | None = None
+        self,
+        service: Service,
+        config: GatewayConfig,
+        *,
+        tls: Certificates | None = None,
+        announce: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.port = 0
         self._service, self._config, self._tls = service, config, tls
         self.peers = Peers(
-            most_untaken=config.max_in_flight_bytes, most_memory=config.max_memory_bytes
+            most_untaken=config.max_in_flight_bytes,
+            most_memory=config.max_memory_bytes,
+            announce=announce,
         )
         self._streams = Streams(
             service, self.peers, most=config.max_connections, max_bytes=config.max_request_bytes
