@@ -14,6 +14,7 @@ import pytest
 
 from gateway_http_rig import FakeService, Raw, Reply, Served, inference, request, served, x_of
 from slosched.fronts.http.bounds import HEAD_BYTES, Limits
+from slosched.fronts.http.chunks import STEP, Inflation
 
 INFER = "/v2/models/echo/infer"
 BODY = json.dumps(x_of(1, 2, 3, 4)).encode()
@@ -321,6 +322,30 @@ def test_a_compressed_body_that_is_wrong(
     with Raw(gateway.port) as client:
         assert client.ask(request(INFER, packed, f"content-encoding: {encoding}")).status == status
         assert client.ask(request("/v2")).status == 200
+
+
+def test_a_body_is_inflated_no_further_than_its_bytes_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hundred requests of 64 kB that inflate to 64 MiB each would be gigabytes before any is refused."""
+    steps: list[int] = []
+    step = Inflation.step
+
+    def counted(self: Inflation) -> int:
+        steps.append(step(self))
+        return steps[-1]
+
+    monkeypatch.setattr(Inflation, "step", counted)
+    bomb = request(INFER, gzip.compress(bytes(20_000_000)), "content-encoding: gzip")
+    most = 3 * STEP
+    with (
+        served(max_request_bytes=30_000_000, max_in_flight_bytes=most) as gateway,
+        Raw(gateway.port) as client,
+    ):
+        assert client.ask(bomb).status == 429
+        assert max(steps) <= STEP + 1 and sum(steps) <= most + STEP + 1
+        assert client.ask(inference(x_of(1))).status == 200
+        assert gateway.front._bounds.held == 0
 
 
 # ------------------------------------------------------------------------- order and leaving

@@ -109,17 +109,49 @@ _WINDOWS = {"gzip": 31, "deflate": 15}
 ENCODINGS = frozenset(_WINDOWS)
 
 
-def inflated(body: Frame | bytearray, encoding: str, most: int) -> bytes:
-    """The content of a compressed body. Raises Rejected if it is not one, or has more than `most` bytes."""
-    inflater = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        content = inflater.decompress(body, most + 1)
-    except zlib.error:
-        raise Rejected(400, f"the body is not in {encoding} form") from None
-    if len(content) > most:
-        raise Rejected(413, f"a request has at most {most} bytes, also when it is inflated")
-    if not inflater.eof:
-        raise Rejected(400, f"the {encoding} body is cut off")
-    if inflater.unused_data:
-        raise Rejected(400, f"there are bytes behind the end of the {encoding} body")
-    return content
+#: Bytes that one step inflates, and compressed bytes that zlib gets at a time.
+STEP, _FED = 1024**2, 64 * 1024
+
+
+class Inflation:
+    """Inflates a compressed body of at most `most` bytes of content, step by step.
+
+    Between steps its connection counts what has come: a thousandth as many bytes make so much of it.
+    """
+
+    def __init__(self, body: Frame | bytearray, encoding: str, most: int) -> None:
+        self.content = bytearray()
+        self._body, self._at = memoryview(body), 0
+        self._encoding, self._most = encoding, most
+        self._inflater = zlib.decompressobj(_WINDOWS[encoding])
+
+    @property
+    def done(self) -> bool:
+        return self._inflater.eof
+
+    def step(self) -> int:
+        """Inflate further; returns by how many bytes, at most STEP. Raises Rejected where that fails."""
+        begun = len(self.content)
+        while not self.done and len(self.content) - begun < STEP:
+            self._feed(STEP - (len(self.content) - begun))
+        if self.done and (self._inflater.unused_data or self._at < len(self._body)):
+            text = f"there are bytes behind the end of the {self._encoding} body"
+            raise Rejected(400, text)
+        return len(self.content) - begun
+
+    def _feed(self, room: int) -> None:
+        data: Frame = self._inflater.unconsumed_tail
+        if not data:
+            data = self._body[self._at : self._at + _FED]
+            self._at += len(data)
+        try:
+            more = self._inflater.decompress(data, room)
+        except zlib.error:
+            raise Rejected(400, f"the body is not in {self._encoding} form") from None
+        self.content += more
+        if len(self.content) > self._most:
+            raise Rejected(
+                413, f"a request has at most {self._most} bytes, also when it is inflated"
+            )
+        if not more and not len(data) and not self.done:
+            raise Rejected(400, f"the {self._encoding} body is cut off")

@@ -27,7 +27,7 @@ from slosched.addresses import is_loopback
 from slosched.fronts.errors import FrontError
 from slosched.fronts.http.answers import Answer, Rejected, error_answer, head
 from slosched.fronts.http.bounds import HEAD_BYTES, NEVER, Bounds
-from slosched.fronts.http.chunks import Chunks, inflated
+from slosched.fronts.http.chunks import Chunks, Inflation
 from slosched.fronts.http.door import Body, Door
 from slosched.fronts.http.exchange import Exchange
 from slosched.fronts.http.heads import Head
@@ -345,22 +345,28 @@ class Connection(asyncio.BufferedProtocol):
     def _inflate(self, exchange: Exchange) -> None:
         """Inflate a body, which may take a tenth of a second, in a thread; then serve it."""
         encoding = exchange.header(b"content-encoding") or ""
-        most = self._door.most_bytes(exchange)
+        self._inflate_on(
+            exchange, Inflation(exchange.body, encoding, self._door.most_bytes(exchange))
+        )
 
-        def ready(future: asyncio.Future[bytes]) -> None:
+    def _inflate_on(self, exchange: Exchange, inflation: Inflation) -> None:
+        def stepped(future: asyncio.Future[int]) -> None:
             if self._exchange is not exchange or future.cancelled():
                 return
             try:
-                exchange.body = future.result()
-                if not self._hold(len(exchange.body)):
+                if not self._hold(future.result()):
                     raise self._door.too_much()
             except Rejected as error:
                 self._reply(exchange, error_answer(error))
             else:
-                self._door.serve(exchange)
+                if inflation.done:
+                    exchange.body = inflation.content
+                    self._door.serve(exchange)
+                else:
+                    self._inflate_on(exchange, inflation)
 
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, inflated, exchange.body, encoding, most).add_done_callback(ready)
+        loop.run_in_executor(None, inflation.step).add_done_callback(stepped)
 
     # ---------------------------------------------------------------------------- answers
 
