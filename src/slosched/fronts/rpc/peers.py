@@ -55,12 +55,12 @@ class Peer:
 
 
 class Answer:
-    """An answer that is there and not taken; `due_ns` 0: it waits for others of its stream."""
+    """An answer that is there and not taken."""
 
-    __slots__ = ("due_ns", "peer", "size")
+    __slots__ = ("peer", "size")
 
     def __init__(self, peer: Peer, size: int) -> None:
-        self.peer, self.size, self.due_ns = peer, size, 0
+        self.peer, self.size = peer, size
 
 
 class Peers:
@@ -85,6 +85,8 @@ class Peers:
         self._memory, self._give_back, self._connected = memory, give_back, connected
         self._peers: dict[str, Peer] = {}
         self._answers: set[Answer] = set()
+        #: When those are due that are being written; others wait for these on their stream.
+        self._due_ns: dict[Answer, int] = {}
         self._again_ns = self._said_ns = 0
         self._announce = announce
 
@@ -113,13 +115,15 @@ class Peers:
 
     def sends(self, answer: Answer) -> None:
         """It is being written."""
-        within_s = _TAKEN_WITHIN_S + answer.size / _TAKEN_BYTES_PER_S
-        answer.due_ns = now_ns() + int(within_s * NS_PER_S)
+        if answer in self._answers:
+            within_s = _TAKEN_WITHIN_S + answer.size / _TAKEN_BYTES_PER_S
+            self._due_ns[answer] = now_ns() + int(within_s * NS_PER_S)
 
     def taken(self, answer: Answer) -> None:
         """It is written, or is not wanted any more. Safe to call again."""
         if answer in self._answers:
             self._answers.remove(answer)
+            self._due_ns.pop(answer, None)
             answer.peer.untaken -= answer.size
             self.untaken -= answer.size
 
@@ -148,7 +152,7 @@ class Peers:
     async def look(self) -> None:
         """One look of `look_after`."""
         now = now_ns()
-        late = {each.peer for each in self._answers if 0 < each.due_ns <= now}
+        late = {each.peer for each, due_ns in self._due_ns.items() if due_ns <= now}
         if late:
             self._end(late)
         if now < self._again_ns or self._memory() <= self._most_memory:
