@@ -48,6 +48,7 @@ class Controller(FakeController):
         self.ready = True
         self.batch_sizes: tuple[int, ...] = (1, 2, 4)
         self.fails: dict[str, str] = {}  # names whose load fails, with the reason
+        self.left_out: tuple[tuple[str, str], ...] = ()  # of the workers' repositories
         self._ids = 100
         super().__init__(port)
 
@@ -62,7 +63,9 @@ class Controller(FakeController):
     def _send(self, peer: bytes, message: Message) -> None:
         if isinstance(message, ListModelsReply):
             infos = tuple(self._info(name, number) for name, number in [*self.loaded.items()])
-            message = ListModelsReply(message.request_id, infos, self.offers)
+            message = ListModelsReply(
+                message.request_id, infos, self.offers, left_out=self.left_out
+            )
         elif isinstance(message, StatusReply):
             message = StatusReply(message.request_id, {"ready": self.ready, "draining": False})
         super()._send(peer, message)

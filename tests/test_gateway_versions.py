@@ -483,3 +483,23 @@ def test_loads_unloads_versions_and_leavers_in_any_order_leave_nothing_behind(se
                 assert isinstance(await ends.of(asked(version="1")), Answered)
 
     run(work())
+
+
+def test_the_index_says_why_a_version_is_left_out() -> None:
+    async def work() -> None:
+        with Controller(("toy:2", "other")) as controller:
+            reason = "model.pt2 is not a whole ZIP file"
+            controller.left_out = (("toy:3", reason), ("new:1", "why"), (".", "x"), ("a b", "x"))
+            async with service(controller.address) as serving:
+                rows = await serving.index(serving.callers.everyone, ready=False)
+                assert rows == [
+                    {"name": "new", "version": "1", "state": "UNAVAILABLE", "reason": "why"},
+                    {"name": "other"},
+                    {"name": "toy", "version": "2", "state": "UNAVAILABLE", "reason": "not loaded"},
+                    {"name": "toy", "version": "3", "state": "UNAVAILABLE", "reason": reason},
+                ]
+                assert await serving.index(serving.callers.everyone, ready=True) == []
+                error = await Ends(serving).of(asked(version="3"))
+                assert isinstance(error, FrontError) and error.status is NOT_FOUND
+
+    run(work())

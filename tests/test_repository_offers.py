@@ -150,11 +150,14 @@ class Offering(Rig):
         self.steps()
         return self.to_client(UnloadModelReply)[-1]
 
-    def listed(self) -> tuple[str, ...]:
+    def listing(self) -> ListModelsReply:
         self._request_id += 1
         self.handle(FromClient(b"c", ListModelsRequest(self._request_id)))
         self.steps()
-        return self.to_client(ListModelsReply)[-1].loadable
+        return self.to_client(ListModelsReply)[-1]
+
+    def listed(self) -> tuple[str, ...]:
+        return self.listing().loadable
 
     def notes(self) -> str:
         return "\n".join(e.text for e in self.effects if isinstance(e, Note))
@@ -263,6 +266,10 @@ def test_what_is_left_out_is_in_the_status_and_in_the_answer(rig: Offering) -> N
     report = status_report(rig.scheduler, now_ns=rig.now_ns)
     assert report["workers"][0]["left_out"] == dict(LEFT_OUT)
     assert "worker 0 leaves digits:3 of its repository out: it has no" in status_text("", report)
+    rig.joins("digits:2", worker_id=1, left_out=(("digits:4", "why"), ("digits:2", "hidden")))
+    assert rig.listing().left_out == (*LEFT_OUT, ("digits:4", "why"))
+    rig.offers(1, "digits:2", worker_id=1)
+    assert rig.listing().left_out == LEFT_OUT
     rig.offers(1, "digits:2", left_out=(("other:1\x1b[2J", "x\n" * 9_000),))
     [(name, reason)] = rig.scheduler.cluster.workers[0].left_out.items()
     assert name.isprintable() and reason.isprintable() and len(reason) <= 300

@@ -210,12 +210,16 @@ class UnloadModelReply(Message, frozen=True):
 
 
 class ListModelsReply(Message, frozen=True):
-    """The instances that are loaded, and the `loadable` names the workers offer; some are `functions`."""
+    """The instances that are loaded, and the `loadable` names the workers offer; some are `functions`.
+
+    `left_out` has (name, reason) of what workers find in their repositories and none offers.
+    """
 
     request_id: int
     models: tuple[ModelInfo, ...]
     loadable: tuple[str, ...]
     functions: tuple[str, ...] = ()
+    left_out: LeftOut = ()
 
 
 class InferReply(Message, frozen=True):

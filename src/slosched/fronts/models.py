@@ -280,7 +280,8 @@ class Models:
         ready = self.versions.ready
         listing = await self._house.client.listing()
         functions = {each.name for each in listing.models if each.function is not None}
-        self.versions.offered = Offered(listing.loadable, functions | set(listing.functions))
+        functions |= set(listing.functions)
+        self.versions.offered = Offered(listing.loadable, functions, listing.left_out)
         self._looked_ns = now_ns()
         self._first.set()
         self._find_lost(ready, {each.model_id for each in listing.models})

@@ -50,13 +50,23 @@ def shortened(text: str) -> str:
 
 
 class Offered:
-    """What the workers offer: versions by name, and the controller's name of each."""
+    """What the workers offer: versions by name, and the controller's name of each.
 
-    def __init__(self, loadable: Iterable[str] = (), functions: Iterable[str] = ()) -> None:
-        left_out = frozenset(functions)
+    `left_out` has the reasons, by (name, version), of versions in repositories that none offers.
+    """
+
+    def __init__(
+        self,
+        loadable: Iterable[str] = (),
+        functions: Iterable[str] = (),
+        left_out: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        passed_over = frozenset(functions)
+        named = ((name_and_version(full), reason) for full, reason in left_out)
+        self.left_out = {name: reason for name, reason in named if name[1]}
         self._versions: dict[str, dict[str, str]] = {}
         for full in loadable:
-            if full in left_out:
+            if full in passed_over:
                 continue
             base, version = name_and_version(full)
             of_base = self._versions.setdefault(base, {})

@@ -263,6 +263,10 @@ class Versions:
                 or (each.reason != _NEVER_LOADED and self.offered.full(*key))
             )
         }
+        for (base, version), reason in self.offered.left_out.items():
+            if allowed(base) and (base, version) not in seen:
+                seen[base, version] = faulty = Version(base, version, "")
+                faulty.reason = reason
         touched = {base for base, _ in seen}
         rows: list[tuple[str, int, dict[str, Any]]] = []
         for base in filter(allowed, self.offered):

@@ -22,7 +22,7 @@ from slosched.core.scheduler.preparations import ModelLoaded, Preparations
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Request, Worker
 from slosched.core.scheduler.unloading import Unloading
-from slosched.core.scheduler.versions import meant, why_left_out
+from slosched.core.scheduler.versions import left_out_by_all, meant, why_left_out
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
     ListModelsReply,
@@ -156,7 +156,13 @@ class Catalog:
             loadable = self.loadable()
             functions = {name: None for w in self._cluster.serving() for name in w.functions}
             among = tuple(name for name in loadable if name in functions)
-            reply = ListModelsReply(message.request_id, tuple(infos), loadable, among)
+            reply = ListModelsReply(
+                message.request_id,
+                tuple(infos),
+                loadable,
+                among,
+                left_out_by_all(self._cluster.serving()),
+            )
             self._cluster.emit(ToClient(client.identity, reply))
 
     def function(self, name: str) -> Instance | None:

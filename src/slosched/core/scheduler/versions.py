@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from slosched.config import canonical_model
+from slosched.config import MOST_PUT_ASIDE, canonical_model
 from slosched.core.scheduler.state import Worker
 from slosched.model_source import is_version_of, newest_version, split_version
 
@@ -37,3 +37,15 @@ def why_left_out(name: str, workers: Iterable[Worker]) -> str:
             if each == name or is_version_of(each, name):
                 return f"worker {worker.worker_id} leaves {each!r} of its repository out: {reason}"
     return ""
+
+
+def left_out_by_all(workers: Sequence[Worker]) -> tuple[tuple[str, str], ...]:
+    """(name, reason) of what workers find in their repositories and none offers, as far as a reply has room."""
+    found: dict[str, str] = {}
+    for worker in workers:
+        for name, reason in worker.left_out.items():
+            if len(found) >= MOST_PUT_ASIDE:
+                break
+            if name not in found and not any(name in each.loadable for each in workers):
+                found[name] = reason
+    return tuple(found.items())
