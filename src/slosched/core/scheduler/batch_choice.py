@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 
 from slosched.core.scheduler.losses import Losses
-from slosched.core.scheduler.near_calls import Choice
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request
 from slosched.core.scheduler.urgency import (
@@ -27,6 +26,9 @@ from slosched.core.scheduler.weights import (
     value_of,
     worth_most,
 )
+
+#: A batch: queue, number of its requests that are skipped, number that are taken, batch class.
+Choice = tuple[Queue, int, int, int]
 
 #: A batch that leaves time for the client's network latency is preferred if it costs at most this times the
 #: GPU time per request.

@@ -16,15 +16,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
+from slosched.core.scheduler.batch_choice import Choice
 from slosched.core.scheduler.call_trials import CallTrials
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.host_parts import HostParts, has_host_part
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
 from slosched.core.scheduler.urgency import Urgency
-
-#: A batch of INFER5: queue, number of requests skipped, number taken, batch class.
-Choice = tuple[Queue, int, int, int]
 
 #: Up to this loss rate, calls on hosts go by their due dates alone: of nested ones, the deeper first.
 CALM = 0.05

@@ -38,7 +38,7 @@ from bisect import insort
 
 from slosched.codes import Code
 from slosched.core.scheduler.anti_starvation import AntiStarvation
-from slosched.core.scheduler.batch_choice import BatchChoice
+from slosched.core.scheduler.batch_choice import BatchChoice, Choice
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
@@ -46,7 +46,7 @@ from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.joint_batches import Joint, by_queue, joint_batch
 from slosched.core.scheduler.length_classes import programs
 from slosched.core.scheduler.losses import Losses
-from slosched.core.scheduler.near_calls import CALM, Choice, NearCalls, first_due
+from slosched.core.scheduler.near_calls import CALM, NearCalls, first_due
 from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
     NEVER_NS,
