@@ -38,7 +38,28 @@ def run(folder: Path, *words: str) -> str:
 
 
 def test_the_pages_functions_run_on_the_local_engine(folder: Path) -> None:
-    assert run(folder, "-c", blocks("python")[2]) == "3\n"
+    program = next(each for each in blocks("python") if "engines.open" in each)
+    assert run(folder, "-c", program) == "3\n"
+
+
+def test_the_pages_host_part_is_one(tmp_path: Path) -> None:
+    """With an image that is a number, and a network that adds one, on the local engine."""
+    program = next(each for each in blocks("python") if "prepare=build" in each)
+    (tmp_path / "made.py").write_text(
+        "import slosched, slosched.engines\n"
+        "load_torch = lambda: None\n"
+        "to_tensor = float\n"
+        "class Network:\n"
+        "    to = lambda self, device: self\n"
+        "    __call__ = lambda self, tensor: self\n"
+        "    tolist = lambda self: [1.0]\n"
+        "def build(ctx, image, name):\n"
+        "    return Network()\n"
+        f"{program}"
+        "with slosched.engines.open('local', functions=[classify]) as engine:\n"
+        "    print(engine.call('classify', 0, 'net').result())\n"
+    )
+    assert run(tmp_path, "made.py") == "[1.0]\n"
 
 
 def test_the_pages_module_is_one_that_can_be_checked(
