@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from PIL import Image
 from policy_cases import CASES, OURS
@@ -219,43 +220,7 @@ def draw(cells: Sequence[Cell], out: Path) -> Path:
     with style.look():
         figure = style.Figure(figsize=(9.6, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
-        left.set_title(f"{sum(not c.flood for c in cells)} policy cases")
-        left.axhline(MAY_COST, color=style.PALE, linestyle=":")
-        ages = [100 * p.mean_age for p in found]
-        left.errorbar(
-            ages,
-            [p.cost for p in found],
-            yerr=[p.cost_interval for p in found],
-            color=style.COLOURS[0],
-            marker="o",
-            elinewidth=0.9,
-            capsize=2.5,
-        )
-        for age, p in zip(ages, found, strict=True):
-            chosen = p.setting == DEFAULT
-            left.annotate(
-                f"{p.setting:g}" + (" (default)" if chosen else ""),
-                (age, p.cost),
-                xytext=(-7, -5) if chosen else (7, 5),
-                textcoords="offset points",
-                ha="right" if chosen else "left",
-                va="top" if chosen else "baseline",
-                fontweight="bold" if chosen else "normal",
-                color=style.INK,
-            )
-        left.text(
-            0.99,
-            MAY_COST,
-            "what the default\nmay cost",
-            transform=left.get_yaxis_transform(),
-            color=style.PALE,
-            fontsize=9,
-            ha="right",
-            va="bottom",
-        )
-        left.margins(x=0.12, y=0.18)
-        left.set_xlabel("Mean age of refusals / SLO, %")
-        left.set_ylabel("Goodput lost, points")
+        _draw_costs(left, cells, found)
         right.set_title(f"Floods, SLO {FLOOD_SLO_MS} ms")
         for place, load in enumerate(LOADS):
             group = [cell for cell in cells if cell.flood == load]
@@ -281,6 +246,49 @@ def draw(cells: Sequence[Cell], out: Path) -> Path:
         right.legend(ncols=1)
         png, _ = style.save(figure, out, "early_refusal")
     return png
+
+
+def _draw_costs(left: Any, cells: Sequence[Cell], found: Sequence[Point]) -> None:
+    """Goodput lost against the age of refusals, a point for each setting."""
+    from slosched.analysis import style
+
+    left.set_title(f"{sum(not c.flood for c in cells)} policy cases")
+    left.axhline(MAY_COST, color=style.PALE, linestyle=":")
+    ages = [100 * p.mean_age for p in found]
+    left.errorbar(
+        ages,
+        [p.cost for p in found],
+        yerr=[p.cost_interval for p in found],
+        color=style.COLOURS[0],
+        marker="o",
+        elinewidth=0.9,
+        capsize=2.5,
+    )
+    for age, p in zip(ages, found, strict=True):
+        chosen = p.setting == DEFAULT
+        left.annotate(
+            f"{p.setting:g}" + (" (default)" if chosen else ""),
+            (age, p.cost),
+            xytext=(-7, -5) if chosen else (7, 5),
+            textcoords="offset points",
+            ha="right" if chosen else "left",
+            va="top" if chosen else "baseline",
+            fontweight="bold" if chosen else "normal",
+            color=style.INK,
+        )
+    left.text(
+        0.99,
+        MAY_COST,
+        "what the default\nmay cost",
+        transform=left.get_yaxis_transform(),
+        color=style.PALE,
+        fontsize=9,
+        ha="right",
+        va="bottom",
+    )
+    left.margins(x=0.12, y=0.18)
+    left.set_xlabel("Mean age of refusals / SLO, %")
+    left.set_ylabel("Goodput lost, points")
 
 
 def keep(cells: Sequence[Cell], text: str, png: Path, seeds: int) -> None:
