@@ -17,11 +17,11 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import NoReturn
 
 from slosched.addresses import bracketed, parse_bind
+from slosched.child_processes import on_signals
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
 from slosched.config import WorkerConfig
 from slosched.core.worker.brain import WorkerBrain
@@ -407,35 +407,22 @@ def run_worker(
     """
     check_core(config.cpu)  # before the slow part
     server = WorkerServer(config, announce=announce, blackbox=blackbox)
+    in_main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     try:
-        with _signals(server.request_stop), own_process(config) as collector:
+        with (
+            on_signals(numbers, lambda number: server.request_stop()),
+            own_process(config) as collector,
+        ):
             announce(server.ready_line)
             blackbox.state(READY)
             with Watchdog(lambda: server.rounds):
                 server.run(stop, collector=collector)
             blackbox.state(ENDED)
     finally:
-        if threading.current_thread() is threading.main_thread():  # else the process goes on
+        if in_main:  # else the process goes on
             finish_sending(2 * _LINGER_MS)
     return 0
-
-
-@contextlib.contextmanager
-def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `on_signal`; only the main thread may ask for that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        on_signal()
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def _ignore(line: str) -> None:
