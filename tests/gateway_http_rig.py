@@ -92,6 +92,8 @@ class FakeService:
         self.slow: list[tuple[Asked, OnEnd, FakeRunning]] = []
         self.loaded: list[tuple[str, Mapping[str, Any]]] = []
         self.loading: asyncio.Event | None = None
+        self.described: asyncio.Event | None = None  # for which metadata wait
+        self.describing = 0
         self.outputs: Callable[[Asked], tuple[NamedTensor, ...]] = echoed
         self.is_ready = True
 
@@ -174,6 +176,9 @@ class FakeService:
         return {"name": "fake", "version": "1", "extensions": ["binary_tensor_data"]}
 
     async def model_metadata(self, name: str, version: str, caller: object) -> dict[str, Any]:
+        self.describing += 1
+        if self.described is not None:
+            await self.described.wait()
         await asyncio.sleep(0)
         if name not in MODELS:
             raise FrontError(Status.NOT_FOUND, f"Request for unknown model: '{name}' is not found")

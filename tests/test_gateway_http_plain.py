@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from gateway_http_rig import Raw, Reply, Served, echoed, request, served
+from gateway_http_rig import FakeService, Raw, Reply, Served, echoed, request, served
 from slosched.fronts.asked import NamedTensor
 
 
@@ -161,6 +163,23 @@ def test_a_model_that_is_not_there(client: Raw) -> None:
     assert (reply.status, reply.error) == (404, "Request for unknown model: 'nope' is not found")
     for body in (b"", b"{", b"[" * 10**5, b"\xff"):
         assert client.ask(request("/v1/infer/echo", body, method="POST")).status == 400
+
+
+def test_a_request_that_waits_for_its_model_is_kept_as_its_bytes() -> None:
+    """As lists of Python 16 MiB of JSON are half a gigabyte, which a load would hold for a minute."""
+    service = FakeService()
+    service.described = asyncio.Event()
+    body = b'{"inputs": [' + b"[]," * 300_000 + b"[]]}"
+    with served(service) as gateway, Raw(gateway.port) as client:
+        tracemalloc.start()
+        try:
+            client.send(request("/v1/infer/echo", body))
+            gateway.until(lambda: service.describing == 1)
+            assert tracemalloc.get_traced_memory()[0] < 4 * len(body)
+        finally:
+            tracemalloc.stop()
+        gateway.do(service.described.set)
+        assert client.reply().status == 400
 
 
 def test_a_fault_of_the_gateway_is_500() -> None:

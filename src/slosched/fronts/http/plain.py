@@ -30,14 +30,15 @@ _NO_NUMBERS = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
 class Plain(msgspec.Struct, forbid_unknown_fields=True):
-    """A plain request. `slo` is a duration, "25ms"."""
+    """A plain request. `slo` is a duration, "25ms"; `inputs` are read once the model is known."""
 
-    inputs: Any
+    inputs: msgspec.Raw
     slo: str = ""
     id: str = ""
 
 
 _decode = msgspec.json.Decoder(Plain).decode
+_inputs = msgspec.json.Decoder().decode
 
 
 def read(body: Frame | bytearray) -> Plain:
@@ -51,7 +52,7 @@ def asked(
 ) -> Asked:
     """The inference, by the model's metadata. Raises FrontError, 400, that names the input that is wrong."""
     inputs: Sequence[Mapping[str, Any]] = metadata["inputs"]
-    values = plain.inputs
+    values = decoded(_inputs, memoryview(plain.inputs))
     if not isinstance(values, dict):
         if len(inputs) != 1:
             names = ", ".join(f'"{each["name"]}"' for each in inputs)
