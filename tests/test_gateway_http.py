@@ -98,6 +98,8 @@ def test_the_repository(gateway: Served, client: Raw) -> None:
     body = b'{"parameters": {"config": "{}"}}'
     assert client.ask(request("/v2/repository/models/b%3A2/load", body)).body == b""
     assert gateway.service.loaded == [("a", {}), ("b:2", {"config": "{}"})]
+    lists = b'{"parameters": {"unload_dependents": [[], []]}}'  # which a wait would hold
+    assert client.ask(request("/v2/repository/models/b/unload", lists)).status == 400
     gone = client.ask(request("/v2/repository/models/b/unload", b"{}"))
     assert (gone.status, gone.error) == (404, "unknown model 'b'")
     wrong = client.ask(request("/v2/repository/models/a/load", b"{]"))

@@ -52,7 +52,7 @@ class _Index(msgspec.Struct):
 
 
 class _Control(msgspec.Struct):
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, bool | int | float | str] = {}  # Triton has no others
 
 
 class _Register(msgspec.Struct):
