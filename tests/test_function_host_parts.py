@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from function_rig import FunctionRig
 from slosched.codes import Code
 from slosched.core.worker.interface import CallLost, OpDone, OpKind
 from slosched.engines import local
+from slosched.engines.live import LiveEngine
 from slosched.functions.errors import FunctionError
+from slosched.functions.function import Function
 
 
 @pytest.fixture
@@ -113,6 +116,34 @@ def test_engines_without_lanes_run_the_host_part_before_the_body() -> None:
         assert made == "network of builds"
         with pytest.raises(slosched.CallFailed, match="no such network"):
             engine.call("builds", "raises").result()
+
+
+@pytest.mark.processes
+def test_a_call_is_answered_while_another_ones_host_part_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Client, controller and worker, on an emulated GPU."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    over, there = tmp_path / "over", tmp_path / "there"
+    there.touch()
+    functions: list[Function[Any] | str] = [
+        prepared_functions.builds,
+        prepared_functions.waits_on_lane,
+    ]
+    options = ["--device", "emulated", "--gpus", "1"]
+    with LiveEngine(functions, slots=1, logs=tmp_path / "logs", worker_options=options) as engine:
+        slow = engine.client.start_call(prepared_functions.builds, "net", str(over), slo="60s")
+        for _ in range(3):
+            quick = engine.client.start_call(
+                prepared_functions.waits_on_lane, str(there), slo="60s"
+            )
+            quick.result(60)
+        assert not slow.done()
+        over.touch()
+        assert slow.result(60)[2] == "net of builds"
+        broken = engine.client.start_call(prepared_functions.builds, "raises", slo="60s")
+        with pytest.raises(slosched.CallFailed, match="no such network"):
+            broken.result(60)
 
 
 def test_a_function_in_a_slot_needs_no_host_part() -> None:
