@@ -186,7 +186,7 @@ app.add_typer(
 )
 app.add_typer(state.app, name="state", short_help="The store that functions share state through.")
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
-app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
+app.command("report", short_help="Write the results of a run as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)
 app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)
 app.command(

@@ -48,10 +48,10 @@ _Workload = Annotated[
     list[str],
     typer.Argument(
         metavar="WORKLOAD [VALUE]...",
-        help="As of `slosched client`, open loops only; or a file.toml that describes it.",
+        help="As `slosched client` takes it, open loops only; or a file.toml that describes it.",
     ),
 ]
-_Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals, as of the client.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals, as the client's.")]
 _Duration = Annotated[
     str | None,
     typer.Option(

@@ -27,7 +27,7 @@ _Policies = Annotated[
     str,
     typer.Argument(
         metavar="TYPE,TYPE,...",
-        help="Schedulers as of `slosched controller`; TYPE:paper for that fidelity. The others are "
+        help="Schedulers, as `slosched controller` takes them; TYPE:paper for that fidelity. The others are "
         "compared with the first.",
     ),
 ]
@@ -35,7 +35,7 @@ _Workload = Annotated[
     list[str],
     typer.Argument(
         metavar="WORKLOAD [VALUE]...",
-        help="As of `slosched client`; or a file.toml that describes it.",
+        help="As `slosched client` takes it, or a file.toml that describes it.",
     ),
 ]
 _Seed = Annotated[int, typer.Option(min=0, help="The first seed.")]

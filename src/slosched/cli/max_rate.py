@@ -116,7 +116,7 @@ def max_rate_live(
 @takes_sim_options
 def max_rate_simulated(
     type_: Annotated[
-        str, typer.Argument(metavar="TYPE", help="The scheduler, as of `slosched simulate`.")
+        str, typer.Argument(metavar="TYPE", help="The scheduler, as `slosched simulate` takes it.")
     ],
     model: _Model,
     slo: _Slo,

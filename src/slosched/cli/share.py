@@ -105,7 +105,7 @@ def run(
     deft_compat: _DeftCompat = False,
     no_solo: _NoSolo = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Run what is there already once more.")
+        bool, typer.Option("--again", help="Run again what is there already.")
     ] = False,
     json: Json = False,
 ) -> None:

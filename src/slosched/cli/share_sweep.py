@@ -97,7 +97,7 @@ def sweep(
     no_solo: Annotated[
         bool, typer.Option("--no-solo", help="Without the runs of each model alone.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run finished points once more.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run finished points again.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of all points. Default ./sweep-<PRESET or file>."),

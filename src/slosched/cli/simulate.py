@@ -32,13 +32,13 @@ _Workload = Annotated[
     list[str],
     typer.Argument(
         metavar="WORKLOAD [VALUE]...",
-        help="As of `slosched client`; or a file.toml that describes it.",
+        help="As `slosched client` takes it, or a file.toml that describes it.",
     ),
 ]
 _Seed = Annotated[
     int,
     typer.Option(
-        min=0, help="Chooses arrivals (as of the client), exec times, jitter, clocks, faults."
+        min=0, help="Chooses arrivals (as the client's), exec times, jitter, clocks, faults."
     ),
 ]
 _Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed upwards.")]

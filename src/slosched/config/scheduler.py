@@ -94,14 +94,14 @@ class SchedulerConfig:
     max_exec_ns: Annotated[
         AtLeast1 | None,
         Option(
-            help="No batch above 1 that takes longer. A bare number is in seconds. "
+            help="The longest time of a batch of more than 1. A bare number is in seconds. "
             "Default 25ms (paper: 250ms).",
             panel=SCHEDULER,
         ),
     ] = None
     max_batch: Annotated[
         AtLeast1 | None,
-        Option(help="No larger batch. Default 16 (paper: 8).", panel=SCHEDULER),
+        Option(help="The largest batch. Default 16 (paper: 8).", panel=SCHEDULER),
     ] = None
     fidelity: Annotated[
         str,

@@ -270,7 +270,7 @@ def parse_replay(args: Sequence[str]) -> Replay:
 
 KIND = Kind(
     name=NAME,
-    summary="Send the requests of an earlier run once more, from its log.",
+    summary="Send the requests of an earlier run again, from its log.",
     parameters=(
         Parameter(
             "LOG",
