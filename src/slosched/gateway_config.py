@@ -10,7 +10,7 @@ from msgspec import Meta
 from slosched.addresses import parse_address, parse_bind
 from slosched.config import CONTROLLER_PORT
 from slosched.errors import InvalidConfig
-from slosched.field_types import AtLeast1, check_types
+from slosched.field_types import AtLeast0, AtLeast1, check_types
 from slosched.options import ADDRESSES, ADMISSION, MODELS, Option
 
 #: The ports that clients of the protocol try first.
@@ -103,12 +103,13 @@ class GatewayConfig:
         Option(help="HTTP connections at a time, and as many of gRPC.", panel=ADMISSION),
     ] = 1024
     max_memory_bytes: Annotated[
-        AtLeast1,
+        AtLeast0,
         Option(
-            help="Memory of the gateway, beyond which it ends the gRPC connections that hold most of it.",
+            help="Memory of the gateway, beyond which it ends the gRPC connections that hold most of it. "
+            "Default {default}: four times --max-in-flight-bytes.",
             panel=ADMISSION,
         ),
-    ] = 4 * 1024**3
+    ] = 0
     shared_memory: Annotated[
         bool,
         Option(

@@ -35,6 +35,8 @@ _MOST_PER_CONNECTION = 1024
 _HEAD_BYTES = 64 * 1024
 _METADATA_BYTES = 16 * 1024
 _UNREAD_BYTES = 1024**2
+#: Inputs in flight, HTTP bodies that are being read, answers by HTTP, and those by gRPC have that bound each.
+_MEMORY_OF_BODIES = 4
 _HANDSHAKE_WITHIN_MS = 10_000
 _KEEPALIVE_MS, _KEEPALIVE_WITHIN_MS = 60_000, 20_000
 #: A connection without an RPC; its client makes another with its next one.
@@ -69,7 +71,7 @@ class RpcFront:
         self._service, self._config, self._tls = service, config, tls
         self.peers = Peers(
             most_untaken=config.max_in_flight_bytes,
-            most_memory=config.max_memory_bytes,
+            most_memory=config.max_memory_bytes or _MEMORY_OF_BODIES * config.max_in_flight_bytes,
             announce=announce,
         )
         self._streams = Streams(
