@@ -217,10 +217,10 @@ def test_all_runs_each_in_its_folder_and_names_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(made_experiment, "run", broken)
     result = invoke("all", "--out", "out", "--resume", "N_WORKERS=1")
     assert result.exit_code == 1 and "twin: failed: the twin is broken" in result.stdout
-    assert (
-        "made: 1 cells" in result.stdout
-        and "failed: the twin is broken" in Path("out/index.md").read_text()
-    )
+    assert "made: 1 cells" in result.stdout
+    again = Path("out/index.md").read_text()
+    assert "failed: the twin is broken" in again
+    assert "since it was continued" in again and "since it was" not in index
     assert (
         invoke("all", "--out", "fresh", "--resume", "--only", "made", "N_WORKERS=1").exit_code == 0
     )

@@ -14,7 +14,7 @@ from slosched.faasm.frame_run import Order, run_experiment
 from slosched.faasm.frame_tables import markdown_text
 from slosched.faasm.names import REPLACED
 from slosched.output_files import utf8, write_file
-from slosched.telemetry.manifest import describe_host
+from slosched.telemetry.manifest import describe_host, read_manifest
 from slosched.units import NS_PER_S
 
 INDEX = "index.md"
@@ -56,15 +56,21 @@ def run_all(orders: Sequence[Order], place: Path, *, say: Say, show: Say) -> lis
 def _one(order: Order, *, say: Say, show: Say) -> End:
     began_ns = now_ns()
     frame: Frame | None = None
+    continued = False
     try:
         frame = run_experiment(order, say=say, show=show)
         text = f"{len(frame.cells)} cells"
+        continued = len(read_manifest(frame.directory).get("sessions") or []) > 1
     except SloschedError as error:
         text = f"failed: {' '.join(str(error).split())}"
         say(f"{order.experiment} {text}")
     wall_s = (now_ns() - began_ns) / NS_PER_S
+    since = " since it was continued" if continued else ""
     return End(
-        experiment=order.experiment, text=f"{text}, {wall_s:.0f} s", wall_s=wall_s, frame=frame
+        experiment=order.experiment,
+        text=f"{text}, {wall_s:.0f} s{since}",
+        wall_s=wall_s,
+        frame=frame,
     )
 
 
@@ -79,7 +85,7 @@ def _index(ends: Sequence[End], place: Path) -> str:
         "# Faasm's experiments",
         REPLACED,
         f"{host['cpu_model'] or 'unknown CPU'}, {host['cpu_usable']} cores usable, {host['platform']}; "
-        f"{sum(end.wall_s for end in ends):.0f} s in all.",
+        f"{sum(end.wall_s for end in ends):.0f} s for these.",
         markdown_text(rows),
     ]
     for end in ends:
