@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,13 +50,25 @@ def tokens(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def memory() -> Iterator[str]:
+@contextmanager
+def an_object(name: str) -> Iterator[str]:
     """The key of a shared memory object of 64 bytes."""
-    key = f"slosched_tenants_{os.getpid()}"
+    key = f"slosched_tenants_{os.getpid()}_{name}"
     (FOLDER / key).write_bytes(bytes(range(64)))
     yield key
     (FOLDER / key).unlink()
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    with an_object("one") as key:
+        yield key
+
+
+@pytest.fixture
+def other_memory() -> Iterator[str]:
+    with an_object("other") as key:
+        yield key
 
 
 class Reply(NamedTuple):
@@ -252,7 +264,9 @@ def test_words_of_the_controller_do_not_tell_other_names(tokens: str) -> None:
 # ------------------------------------------------------------------------------ shared memory
 
 
-def test_a_region_belongs_to_the_token_that_registered_it(tokens: str, memory: str) -> None:
+def test_a_region_belongs_to_the_token_that_registered_it(
+    tokens: str, memory: str, other_memory: str
+) -> None:
     async def work() -> None:
         with Controller() as controller:
             async with gateway(controller, tokens) as clients:
@@ -297,7 +311,7 @@ def test_a_region_belongs_to_the_token_that_registered_it(tokens: str, memory: s
                     "SystemSharedMemoryRegister",
                     "SystemSharedMemoryRegisterRequest",
                     name="r",
-                    key=memory,
+                    key=other_memory,
                     byte_size=8,
                 )
                 assert taken.status is grpc.StatusCode.OK
@@ -307,7 +321,7 @@ def test_a_region_belongs_to_the_token_that_registered_it(tokens: str, memory: s
 
 
 def test_regions_have_room_in_equal_shares(
-    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+    memory: str, other_memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Room, "MOST", 4)
     room = Room(shares=2)
@@ -319,17 +333,44 @@ def test_regions_have_room_in_equal_shares(
     room.shares = 1  # the other token went, and came again when its room was taken
     first.register("c", memory, 0, 1)
     room.shares = 2
-    second.register("a", memory, 0, 1)
+    second.register("a", other_memory, 0, 1)
     with pytest.raises(FrontError, match="4 shared memory regions are registered"):
-        second.register("b", memory, 0, 1)
+        second.register("b", other_memory, 0, 1)
     first.close()
-    second.register("b", memory, 0, 1)
+    second.register("b", other_memory, 0, 1)
     second.close()
     assert room.taken == 0
 
 
+def test_an_object_that_one_token_registered_cannot_be_opened_by_another(memory: str) -> None:
+    room = Room(shares=2)
+    first, second = Regions(room=room), Regions(room=room)
+    alias = f"{memory}_alias"
+    os.link(FOLDER / memory, FOLDER / alias)
+    try:
+        first.register("a", memory, 0, 8)
+        first.register("b", alias, 8, 8)
+        for key in (memory, f"/{memory}", alias):
+            with pytest.raises(FrontError, match="Unable to open shared memory region") as caught:
+                second.register("a", key, 0, 8)
+            assert caught.value.status is Status.INVALID_ARGUMENT
+        first.unregister("a")
+        with pytest.raises(FrontError, match="Unable to open"):
+            second.register("a", memory, 0, 8)
+        first.unregister("")
+        second.register("a", memory, 0, 8)
+        with pytest.raises(FrontError, match="Unable to open"):
+            first.register("a", memory, 0, 8)
+        second.close()
+        first.register("a", memory, 0, 8)
+    finally:
+        (FOLDER / alias).unlink()
+        first.close()
+    assert room.taken == 0 and not room.holders
+
+
 def test_regions_of_a_token_that_is_gone_are_closed_once_its_requests_are_answered(
-    tokens: str, memory: str
+    tokens: str, memory: str, other_memory: str
 ) -> None:
     async def work() -> None:
         with Controller() as controller:
@@ -338,8 +379,8 @@ def test_regions_of_a_token_that_is_gone_are_closed_once_its_requests_are_answer
                 idle = serving.callers.caller("Bearer token-of-few")
                 ends = Ends(serving, gone)
                 assert isinstance(await ends.of(asked()), Answered)
-                for each in (gone, idle):
-                    each.regions.register("r", memory, 0, 64)
+                for each, key in ((gone, memory), (idle, other_memory)):
+                    each.regions.register("r", key, 0, 64)
                 controller.answer_after_ns = FAR_NS
                 ends.begin(asked(wanted=(Wanted("output", RegionPart("r", 0, 64)),)))
                 await until(lambda: len(controller.of(InferRequest)) == 2)

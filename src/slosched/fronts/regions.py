@@ -1,6 +1,8 @@
 """System shared memory: regions that clients of this host register, for inputs and outputs.
 
-Each token has regions of its own: no other reads, overwrites, sees or unregisters them, or takes their room.
+Each token has regions of its own: no other reads, overwrites, sees or unregisters them, or takes their room,
+or registers the same object meanwhile, although this process could open that for both.
+
 A region is read and written with pread and pwrite, and not mapped: a client that shortens its file would end
 this process with SIGBUS otherwise. The object stays open until the region is unregistered, so it may be
 unlinked before. A client reaches what this process may open: objects of its user, or of all if it is root.
@@ -42,6 +44,8 @@ class Room:
 
     def __init__(self, shares: int = 1) -> None:
         self.shares, self.taken = shares, 0
+        #: By device and inode the table that has regions in an object, and how many.
+        self.holders: dict[tuple[int, int], tuple[Regions, int]] = {}
 
     @property
     def most(self) -> int:
@@ -53,6 +57,26 @@ class Room:
     def share(self) -> int:
         """Regions of one token."""
         return max(1, self.most // max(1, self.shares))
+
+    def is_for(self, status: os.stat_result, regions: Regions) -> bool:
+        """Whether no other table has regions in an object."""
+        holder, _ = self.holders.get((status.st_dev, status.st_ino), (regions, 0))
+        return holder is regions
+
+    def take(self, status: os.stat_result, regions: Regions) -> None:
+        """Count a region in an object."""
+        place = (status.st_dev, status.st_ino)
+        _, count = self.holders.get(place, (regions, 0))
+        self.holders[place] = (regions, count + 1)
+        self.taken += 1
+
+    def give(self, status: os.stat_result) -> None:
+        """A region in an object is no more."""
+        place = (status.st_dev, status.st_ino)
+        holder, count = self.holders.pop(place)
+        if count > 1:
+            self.holders[place] = (holder, count - 1)
+        self.taken -= 1
 
 
 class Regions:
@@ -90,14 +114,17 @@ class Regions:
             )
         descriptor = self._opened(name, key)
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            size = status.st_size
+            if not self._room.is_for(status, self):
+                raise _bad(f"Unable to open shared memory region: {shown_name(key)} (in use)")
             if offset + byte_size > size:
                 raise _bad(
                     f"failed to register shared memory region '{name}': '{key}' has {size:,} bytes, and "
                     f"{byte_size:,} from byte {offset:,} on were asked for"
                 )
+            self._room.take(status, self)
             self._regions[name] = _Region(key, offset, byte_size, descriptor)
-            self._room.taken += 1
         except BaseException:
             os.close(descriptor)
             raise
@@ -107,7 +134,7 @@ class Regions:
         for each in [name] if name else list(self._regions):
             region = self._regions.pop(each, None)
             if region is not None:
-                self._room.taken -= 1
+                self._room.give(os.fstat(region.descriptor))
                 os.close(region.descriptor)
 
     def status(self, name: str) -> list[dict[str, Any]]:
