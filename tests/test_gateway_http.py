@@ -13,7 +13,7 @@ import pytest
 
 from gateway_http_rig import FakeService, Raw, Served, inference, request, served, x_of
 from slosched.fronts.asked import NamedTensor
-from slosched.fronts.http.elements import to_bytes, values_of
+from slosched.fronts.http.elements import MOST_ELEMENTS, MOST_LISTS, to_bytes, values_of
 
 FOUR = struct.pack("4f", 1, 2, 3, 4)
 
@@ -414,6 +414,35 @@ def test_sizes_of_binary_data_that_are_wrong(
     reply = client.ask(inference({"inputs": [binary("x", "FP32", [1, 4], size)]}, sent))
     assert reply.status == 400 and words in reply.error, reply.body
     assert not gateway.service.asked
+
+
+def test_json_of_too_many_objects_is_refused_before_it_is_read(client: Raw) -> None:
+    """16 MiB of lists of one number would take seconds, in which no other client is served."""
+    lists, ones = MOST_LISTS, MOST_ELEMENTS
+    for datatype, count, data, words in (
+        ("FP32", lists, b"[" + b"[1]," * (lists - 1) + b"[1]]", "lists"),
+        ("FP32", lists, b"[" + b"[1]," * (lists - 1) + b"[NaN]]", "lists"),
+        ("UINT8", ones + 1, b"[" + b"1," * ones + b"1]", "elements"),
+    ):
+        x = json.dumps(X | {"datatype": datatype, "shape": [1, count], "data": []}).encode()
+        body = b'{"inputs": [%b]}' % x.replace(b"[]", data)
+        reply = client.ask(request("/v2/models/echo/infer", body))
+        assert reply.status == 400 and words in reply.error
+    # All inputs of a request count together.
+    half = b"[" + b"[1]," * (lists // 2) + b"[1]]"
+    x = json.dumps(X | {"shape": [1, lists // 2 + 1], "data": []}).encode().replace(b"[]", half)
+    reply = client.ask(request("/v2/models/echo/infer", b'{"inputs": [%b, %b]}' % (x, x)))
+    assert reply.status == 400 and "lists" in reply.error
+    body = b'{"inputs": [' + b"[1]," * lists + b"[1]]}"
+    reply = client.ask(request("/v1/infer/echo", body))
+    assert reply.status == 400 and "lists" in reply.error
+
+
+def test_a_parameter_is_one_value(client: Raw) -> None:
+    for value, status in ((b"1.5", 200), (b"NaN", 400), (b"[]", 400), (b"null", 400)):
+        body = json.dumps(x_of(1, parameters={"own": "#", "timeout": 10})).encode()
+        sent = request("/v2/models/echo/infer", body.replace(b'"#"', value))
+        assert client.ask(sent).status == status
 
 
 def test_long_json_is_refused_before_it_is_read(client: Raw) -> None:

@@ -20,6 +20,8 @@ from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.http.answers import OCTETS, Answer, encode
 from slosched.fronts.http.elements import (
     BINARY_ONLY,
+    MOST_LISTS,
+    Objects,
     from_json,
     numbers_to_json,
     odd_json,
@@ -30,7 +32,7 @@ from slosched.fronts.slo import slo_ns
 from slosched.signature import MOST_TENSORS
 from slosched.transport.codec import Frame
 
-#: A document of 16 MiB takes some 80 ms to read, in which nothing else is served.
+#: A document of 16 MiB takes some 80 ms to read, beside its elements (elements.py), and nothing else is served.
 MOST_JSON_BYTES = 16 * 1024**2
 _MOST_PARAMETERS, _MOST_ID = 64, 1024
 #: UTF-8's byte order mark, with which some systems begin every text.
@@ -82,10 +84,11 @@ class _Output(msgspec.Struct, frozen=True, gc=False):
 class _Inference(msgspec.Struct, frozen=True, gc=False):
     inputs: Annotated[tuple[_Input, ...], msgspec.Meta(max_length=MOST_TENSORS)]
     id: Annotated[str, msgspec.Meta(max_length=_MOST_ID)] = ""
-    parameters: Annotated[dict[str, Any], msgspec.Meta(max_length=_MOST_PARAMETERS)] = {}
+    parameters: Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=_MOST_PARAMETERS)] = {}
     outputs: Annotated[tuple[_Output, ...], msgspec.Meta(max_length=MOST_TENSORS)] = ()
 
 
+_parameter = msgspec.json.Decoder(bool | int | float | str).decode
 _strict = msgspec.json.Decoder(_Inference).decode
 
 
@@ -104,6 +107,11 @@ def _decode(document: Frame) -> _Inference:
     except ValueError as error:
         raise msgspec.DecodeError(str(error)) from None
     inputs = whole.get("inputs") if isinstance(whole, dict) else None
+    parameters = whole.get("parameters") if isinstance(whole, dict) else None
+    if isinstance(parameters, dict):
+        whole["parameters"] = {
+            name: msgspec.Raw(json.dumps(each).encode()) for name, each in parameters.items()
+        }
     for each in inputs if isinstance(inputs, list) else ():
         if isinstance(each, dict) and "data" in each:
             each["data"] = msgspec.Raw(json.dumps(each["data"]).encode())
@@ -177,6 +185,7 @@ class Reader:
             binary, timeout = _parameters(inference.parameters)
         tensors = []
         room = self._most_bytes
+        objects = Objects() if at > MOST_LISTS else None  # a short one has few
         for given in inference.inputs:
             theirs = given.parameters
             count = (
@@ -196,7 +205,7 @@ class Reader:
                     )
                 data, at = view[at:end], end
             elif isinstance(given.data, msgspec.Raw):
-                data = _from_json(given, given.data)
+                data = _from_json(given, given.data, objects)
             else:
                 data = self._from_region(given, room)
                 room -= len(data)
@@ -254,22 +263,25 @@ class Reader:
         return Wanted(output.name, part)
 
 
-def _parameters(given: Mapping[str, Any]) -> tuple[bool, object]:
+def _parameters(given: Mapping[str, msgspec.Raw]) -> tuple[bool, object]:
     """(binary_data_output, timeout) of a request's parameters; others are taken and not heeded."""
-    for name, value in given.items():
+    heeded: dict[str, object] = {}
+    for name, raw in given.items():
         if name.startswith("triton_"):
             raise refused(
                 "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
                 "specified."
             )
-        if not isinstance(value, bool | int | float | str):
+        try:
+            heeded[name] = _parameter(raw)
+        except msgspec.DecodeError:
             raise refused(
                 f"parameter '{name[:64]}' has invalid type. It should be either 'int', 'bool', or 'string'."
-            )
-    binary = given.get("binary_data_output", False)
+            ) from None
+    binary = heeded.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise refused("Unable to parse 'binary_data_output': it is true or false")
-    return binary, given.get("timeout")
+    return binary, heeded.get("timeout")
 
 
 def _not_one_form(given: _Input) -> str:
@@ -285,7 +297,7 @@ def _not_one_form(given: _Input) -> str:
     )
 
 
-def _from_json(given: _Input, raw: msgspec.Raw) -> bytes:
+def _from_json(given: _Input, raw: msgspec.Raw, objects: Objects | None) -> bytes:
     if given.datatype in BINARY_ONLY:
         raise refused(
             f"receiving {given.datatype} data via JSON is not supported. Please use the binary data format for "
@@ -294,6 +306,8 @@ def _from_json(given: _Input, raw: msgspec.Raw) -> bytes:
     if given.datatype not in SIZES and given.datatype != "BYTES":
         raise refused(f"invalid datatype for input {given.name}")
     try:
+        if objects is not None:
+            objects.add(raw)
         return from_json(raw, given.datatype, math.prod(given.shape))
     except (ValueError, RecursionError) as error:
         raise refused(f"Unable to parse 'data' of input '{given.name}': {error}") from None

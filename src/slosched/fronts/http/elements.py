@@ -45,10 +45,36 @@ _MOST_DEPTH = 17
 #: json takes half of a surrogate pair for a character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
+#: Elements, and lists, that the JSON of one request may have. Each is an object of Python for a moment; all take
+#: up to some 0.2 s, in which nothing else is served.
+MOST_ELEMENTS, MOST_LISTS = 2**21, 2**17
+
 _floats = msgspec.json.Decoder(list[float])
 _whole = msgspec.json.Decoder(list[int])
 _texts = msgspec.json.Decoder(list[str])
 _anything = msgspec.json.Decoder()
+
+
+class Objects:
+    """Counts what the values of one request in JSON make objects of. What stands in texts is counted, too."""
+
+    def __init__(self) -> None:
+        self._lists = self._elements = 0
+
+    def add(self, raw: msgspec.Raw) -> None:
+        """Raises ValueError, with a sentence, where they are too many."""
+        text = bytes(raw)
+        self._lists += text.count(b"[") + text.count(b"{")
+        self._elements += text.count(b",") + 1
+        for count, most, what in (
+            (self._lists, MOST_LISTS, "lists"),
+            (self._elements, MOST_ELEMENTS, "elements"),
+        ):
+            if count > most:
+                raise ValueError(
+                    f"there are more than {most:,} {what}, the most in a request's JSON; give one list, or "
+                    "binary data"
+                )
 
 
 def from_json(raw: msgspec.Raw, datatype: str, count: int) -> bytes:
@@ -91,6 +117,8 @@ def odd_json(text: bytes) -> Any:
     """What JSON with NaN and infinities has. Raises ValueError, also for a number that is too large."""
     if b"NaN" not in text and b"Infinity" not in text:
         raise ValueError("it is not JSON, or has a number that is too large")
+    if text.count(b"[") + text.count(b"{") > MOST_LISTS:
+        raise ValueError(f"it has NaN or infinity, and more than {MOST_LISTS:,} lists")
     if _SURROGATE.search(text):
         raise ValueError("it has NaN or infinity, and a character written as two surrogates")
     return json.loads(text.decode(), parse_float=_finite)

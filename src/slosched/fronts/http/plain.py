@@ -20,7 +20,7 @@ from slosched.fronts.asked import Answered, Asked, NamedTensor
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.http.answers import Answer, document, encode, error_headers
 from slosched.fronts.http.bodies import decoded, refused
-from slosched.fronts.http.elements import nested, regular, to_bytes, values_of
+from slosched.fronts.http.elements import Objects, nested, regular, to_bytes, values_of
 from slosched.fronts.slo import slo_ns
 from slosched.transport.codec import Frame
 from slosched.units import NS_PER_MS
@@ -52,6 +52,10 @@ def asked(
 ) -> Asked:
     """The inference, by the model's metadata. Raises FrontError, 400, that names the input that is wrong."""
     inputs: Sequence[Mapping[str, Any]] = metadata["inputs"]
+    try:
+        Objects().add(plain.inputs)
+    except ValueError as error:
+        raise refused(f"the inputs cannot be read: {error}") from None
     values = decoded(_inputs, memoryview(plain.inputs))
     if not isinstance(values, dict):
         if len(inputs) != 1:
