@@ -45,8 +45,8 @@ _MOST_DEPTH = 17
 #: json takes half of a surrogate pair for a character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-#: Elements, and lists, that the JSON of one request may have. Each is an object of Python for a moment; all take
-#: up to some 0.2 s, in which nothing else is served.
+#: Elements, and lists, that the JSON of one request may have. Each is an object of Python for a moment; all
+#: take up to some 0.2 s, in which nothing else is served.
 MOST_ELEMENTS, MOST_LISTS = 2**21, 2**17
 
 _floats = msgspec.json.Decoder(list[float])
