@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from slosched.faasm.coldstart import fill, ladder, summary
 from slosched.faasm.coldstart.options import ColdstartOptions
 from slosched.faasm.frame_processes import below
 from slosched.faasm.frame_run import Order, report_again, run_experiment
-from slosched.faasm.inference import campaign, network, wire
+from slosched.faasm.inference import campaign, network, throughput, wire
 from slosched.faasm.inference.options import LatencyOptions, ThroughputOptions
 from slosched.faasm.inference.plan import Plan
 from slosched.faasm.inference.process import InstanceFailed, InstanceProcess
-from slosched.faasm.inference.requests import read_outcomes
+from slosched.faasm.inference.requests import Done, Request, ended, read_outcomes
+from slosched.telemetry.manifest import read_manifest
 from slosched.units import NS_PER_MS, NS_PER_S
 
 pytestmark = [pytest.mark.processes, pytest.mark.torch]
@@ -216,6 +218,46 @@ def test_throughput_measures_a_capacity_and_loads_at_parts_of_it(tmp_path: Path)
     before = (out / "tables" / "load.tsv").read_text()
     report_again(out, show=_nothing)
     assert (out / "tables" / "load.tsv").read_text() == before
+
+
+def test_a_system_that_answers_nothing_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses:
+        name, about = "loop", "for this test"
+
+        def submit(self, request: Request, done: Done) -> Callable[[], None]:
+            done(ended("refused", "it is busy"))
+            return lambda: None
+
+        def lacks(self, rung: str) -> str:
+            return ""
+
+        def close(self) -> None:
+            """It has nothing."""
+
+    monkeypatch.setattr(campaign, "opened", lambda *_: closing(Refuses()))
+    monkeypatch.setattr(campaign, "warm_up", lambda *_: None)
+    options = ThroughputOptions(
+        size="micro",
+        systems=("loop",),
+        cold=("none",),
+        duration_ns=50 * NS_PER_MS,
+        fractions=(0.5,),
+        thinks=("10ms",),
+        connections=2,
+    )
+    monkeypatch.setattr(throughput, "_QUICK_CAPACITY_NS", 50 * NS_PER_MS)
+    lines: list[str] = []
+    order = Order(
+        experiment="inference-throughput", options=options, scale="quick", out=tmp_path / "out"
+    )
+    frame = run_experiment(order, say=lines.append, show=_nothing)
+    assert frame.cells == ["loop capacity cold=none L0", "loop closed cold=none L0 think=10ms"]
+    assert all(each["ok"] == 0 < each["refused"] for each in frame.records())
+    [left_out] = [line for line in lines if "is left out" in line]
+    assert left_out.startswith("loop open cold=none L0 at=0.5 is left out: loop answered nothing")
+    assert read_manifest(tmp_path / "out")["complete"] is True
 
 
 def test_a_run_of_latency_is_continued_where_it_was_left(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class Setting:
         return self.duration_ns / NS_PER_S + _BESIDE_S
 
 
-#: Makes the arrivals of a setting, when its turn has come.
-MakeArrivals = Callable[[Setting], Arrivals]
+#: Makes the arrivals of a setting, when its turn has come; or tells why there are none.
+MakeArrivals = Callable[[Setting], Arrivals | str]
 
 
 def check(options: InferenceOptions) -> None:
@@ -172,9 +172,13 @@ class Campaign:
                 f"{name}: started and warm after {(now_ns() - began_ns) / NS_PER_S:.1f} s"
             )
             for setting in todo:
-                self._cell(system, setting, arrivals)
+                made = arrivals(setting)
+                if isinstance(made, str):
+                    self._frame.say(f"{setting.key} is left out: {made}")
+                else:
+                    self._cell(system, setting, made)
 
-    def _cell(self, system: System, setting: Setting, arrivals: MakeArrivals) -> None:
+    def _cell(self, system: System, setting: Setting, arrivals: Arrivals) -> None:
         options = self._options
         with self._frame.cell(setting.key) as cell:
             if not cell:
@@ -183,7 +187,7 @@ class Campaign:
                 system.slo_ns = setting.slo_ns
             rule = cold_rule(setting.rule, instances=options.workers, seed=options.seed)
             run = Run(
-                arrivals=arrivals(setting),
+                arrivals=arrivals,
                 rule=rule,
                 rung=setting.rung,
                 duration_ns=setting.duration_ns,

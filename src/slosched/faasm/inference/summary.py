@@ -183,11 +183,9 @@ def _draw_cdfs(
         }
         for title, lines in panels.items()
     }
-    draw_cdfs(
-        {title: lines for title, lines in drawn.items() if lines},
-        frame.figure(name),
-        note=_note(records),
-    )
+    drawn = {title: lines for title, lines in drawn.items() if lines}
+    if drawn:
+        draw_cdfs(drawn, frame.figure(name), note=_note(records))
 
 
 def _draw_throughput(frame: Frame, loads: Sequence[Record], records: Sequence[Record]) -> None:
@@ -205,7 +203,8 @@ def _draw_throughput(frame: Frame, loads: Sequence[Record], records: Sequence[Re
         title: {name: [(x, y) for _, x, y in sorted(curve)] for name, curve in curves.items()}
         for title, curves in panels.items()
     }
-    draw_throughput(drawn, frame.figure("throughput"), note=_note(records))
+    if drawn:  # a run that was stopped, or whose systems answered nothing, may have none
+        draw_throughput(drawn, frame.figure("throughput"), note=_note(records))
 
 
 def _note(records: Sequence[Record]) -> str:
