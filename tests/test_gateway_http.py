@@ -438,6 +438,21 @@ def test_json_of_too_many_objects_is_refused_before_it_is_read(client: Raw) -> N
     assert reply.status == 400 and "lists" in reply.error
 
 
+def test_an_answer_of_too_many_elements_is_given_as_binary_data_alone() -> None:
+    service = FakeService()
+    many = NamedTensor("y", "UINT8", (1, MOST_ELEMENTS), bytes(MOST_ELEMENTS))
+    one = NamedTensor("z", "BOOL", (1, 1), b"\1")
+    service.outputs = lambda _: (many, one)
+    with served(service) as gateway, Raw(gateway.port) as client:
+        reply = client.ask(inference(x_of(1)))
+        assert reply.status == 400 and "binary data" in reply.error
+        assert client.ask(request("/v1/infer/echo", b'{"inputs": [1, 2, 3, 4]}')).status == 400
+        binary = x_of(
+            1, outputs=[{"name": "y", "parameters": {"binary_data": True}}, {"name": "z"}]
+        )
+        assert client.ask(inference(binary)).status == 200
+
+
 def test_a_parameter_is_one_value(client: Raw) -> None:
     for value, status in ((b"1.5", 200), (b"NaN", 400), (b"[]", 400), (b"null", 400)):
         body = json.dumps(x_of(1, parameters={"own": "#", "timeout": 10})).encode()

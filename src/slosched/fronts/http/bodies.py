@@ -20,6 +20,7 @@ from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.http.answers import OCTETS, Answer, encode
 from slosched.fronts.http.elements import (
     BINARY_ONLY,
+    MOST_ELEMENTS,
     MOST_LISTS,
     Objects,
     from_json,
@@ -325,6 +326,7 @@ def answer(read: Read, answered: Answered) -> Answer:
     forms = {each.name: each.binary for each in wanted} if wanted else None
     outputs: list[dict[str, Any]] = []
     binaries: list[Frame] = []
+    elements = 0
     for tensor in answered.outputs:
         shown: dict[str, Any] = {
             "name": tensor.name,
@@ -337,6 +339,7 @@ def answer(read: Read, answered: Answered) -> Answer:
             shown["parameters"] = {"binary_data_size": len(tensor.data)}
             binaries.append(tensor.data)
         else:
+            elements = counted(tensor, elements)
             shown["data"] = _to_json(tensor)
         outputs.append(shown)
     whole: dict[str, Any] = {"id": answered.id} if answered.id else {}
@@ -348,6 +351,17 @@ def answer(read: Read, answered: Answered) -> Answer:
         return Answer(200, (text,), headers)
     headers += b"inference-header-content-length: %d\r\n" % len(text)
     return Answer(200, (text, *binaries), headers, OCTETS)
+
+
+def counted(tensor: NamedTensor, before: int) -> int:
+    """The elements of an answer in JSON with this output. Raises FrontError, 400, where they are too many."""
+    elements = before + math.prod(tensor.shape)
+    if elements > MOST_ELEMENTS:
+        raise refused(
+            f"output '{tensor.name}' has the elements beyond {MOST_ELEMENTS:,}, the most in an answer's JSON; "
+            "ask for it as binary data, with /v2"
+        )
+    return elements
 
 
 def _to_json(tensor: NamedTensor) -> msgspec.Raw:

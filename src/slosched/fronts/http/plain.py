@@ -19,7 +19,7 @@ from slosched.codes import code_name
 from slosched.fronts.asked import Answered, Asked, NamedTensor
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.http.answers import Answer, document, encode, error_headers
-from slosched.fronts.http.bodies import decoded, refused
+from slosched.fronts.http.bodies import counted, decoded, refused
 from slosched.fronts.http.elements import Objects, nested, regular, to_bytes, values_of
 from slosched.fronts.slo import slo_ns
 from slosched.transport.codec import Frame
@@ -110,6 +110,9 @@ def _shape(wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> tuple
 
 def answer(answered: Answered) -> Answer:
     """The answer to a plain request. Raises FrontError for an output that is not text in UTF-8."""
+    elements = 0
+    for tensor in answered.outputs:
+        elements = counted(tensor, elements)
     outputs = {tensor.name: _value(tensor) for tensor in answered.outputs}
     shown = {
         "model": answered.model,
