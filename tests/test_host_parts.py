@@ -53,6 +53,7 @@ def ran(
                 for at_ms, name in arrivals
             ),
             gpus=1,
+            settle_ns=200 * NS_PER_S,
         )
     )
 
@@ -114,6 +115,14 @@ def test_calls_that_cannot_all_prepare_in_time_are_answered_in_time() -> None:
     later = ran(*((at, "cold") for at in range(8)), slo_ns=HOST_NS + 3 * LANE_NS)
     codes = [each.code for each in later.answers]
     assert codes == [0] * HOST_PARTS + [Code.COULD_NOT_START_IN_TIME] * (8 - HOST_PARTS)
+
+
+def test_a_worker_with_a_long_host_part_is_not_thought_stuck() -> None:
+    slow = cold(said_ns=MS, host_ns=60 * NS_PER_S)
+    outcome = ran((0, "cold"), slo_ns=200 * NS_PER_S, function=slow)
+    assert [each.code for each in outcome.answers] == [0]
+    assert sum(outcome.bodies.values()) == 1
+    assert not [note for note in outcome.notes if "lost" in note]
 
 
 def test_a_client_that_leaves_ends_a_host_part() -> None:
