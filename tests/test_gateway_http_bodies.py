@@ -86,3 +86,22 @@ def test_answers_that_many_clients_do_not_take_are_bounded_together(loop: str) -
         clients.close()
         gateway.until(lambda: bounds.untaken == 0 and gateway.front.connections == 0)
     assert not gateway.failures
+
+
+def test_a_token_leaves_others_room_for_bodies() -> None:
+    def announced(name: str, size: int) -> bytes:
+        path = "POST /v2/models/echo/infer HTTP/1.1"
+        return f"{path}\r\nhost: localhost\r\nauthorization: {name}\r\ncontent-length: {size}\r\n\r\n".encode()
+
+    with served(max_in_flight_bytes=9000, max_request_bytes=8000) as gateway:
+        bounds = gateway.front._bounds
+        with Raw(gateway.port) as first, Raw(gateway.port) as more, Raw(gateway.port) as other:
+            first.send(announced("greedy", 8000) + bytes(7900))
+            gateway.until(lambda: bounds.held == 7900)
+            more.send(announced("greedy", 200) + bytes(200))
+            assert more.reply().status == 429
+            other.send(announced("modest", 200) + bytes(200))
+            assert other.reply().status == 400  # it was read, and is no inference
+        gateway.until(lambda: bounds.held == 0)
+        assert not bounds._by_token
+    assert not gateway.failures

@@ -38,6 +38,9 @@ from slosched.units import NS_PER_S, parse_bytes
 
 #: Each token has a session with the controller of its own.
 MOST_TOKENS = 256
+#: Of what all share a token has at most so many times what is left free: one alone has 8 of 9 parts, and
+#: another finds room however many there are (Choudhury, Hahne: Dynamic Queue Length Thresholds, 1998).
+MOST_OF_FREE = 8
 _TOKEN = re.compile(r"[!-~]{8,512}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from slosched.fronts.callers import MOST_OF_FREE
+
 #: Never, in ticks.
 NEVER = 2**62
 #: The head of a request, with what a client sends behind a request before it has its answer.
@@ -33,12 +35,13 @@ class Limits:
 class Bounds:
     """The sums over all connections: of bodies that are read or served, and of answers that are not taken.
 
-    `most_held` bounds each of the two.
+    `most_held` bounds each of the two. Of bodies a token holds at most MOST_OF_FREE times what is left free.
     """
 
     def __init__(self, *, most_bytes: int, most_held: int, limits: Limits) -> None:
         self.most_bytes, self.most_held, self.limits = most_bytes, most_held, limits
         self.held = self.untaken = 0
+        self._by_token: dict[str, int] = {}  # of `held`
         self.tick = 0
         self.draining = False
         self.date = b""  # a whole header line
@@ -52,9 +55,26 @@ class Bounds:
         """The tick by which a body of `size` bytes must have come."""
         return self.after(self.limits.body_s + size / self.limits.body_bytes_per_s)
 
-    def hold(self, size: int) -> bool:
+    def has_room(self, size: int, token: str) -> bool:
+        """Whether a body of `size` bytes may come; `token` is empty where none is needed."""
+        free = self.most_held - self.held - size
+        return free >= 0 and (
+            not token or self._by_token.get(token, 0) + size <= MOST_OF_FREE * free
+        )
+
+    def hold(self, size: int, token: str) -> bool:
         """Count a body of `size` bytes; False if there are too many already."""
-        if self.held + size > self.most_held:
+        if not self.has_room(size, token):
             return False
         self.held += size
+        if token and size:
+            self._by_token[token] = self._by_token.get(token, 0) + size
         return True
+
+    def release(self, size: int, token: str) -> None:
+        """What `hold` counted is held no more."""
+        self.held -= size
+        if token and size:
+            self._by_token[token] -= size
+            if not self._by_token[token]:
+                del self._by_token[token]

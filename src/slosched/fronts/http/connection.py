@@ -73,7 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._room = self._view[:0]  # for the rest of the body
         self._chunks = Chunks(0)
         self._skip = 0
-        self._held = 0
+        self._held, self._holder = 0, ""  # bytes of a body, and the token whose they are
         self._keep = True
         self._version = ""  # of HTTP
         # What the transport says
@@ -274,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
             body = self._door.body(exchange, self._version)
             self._door.admit(exchange)
             self._door.check(exchange, body)
-            if self._bounds.held + body.size > self._bounds.most_held:
+            if not self._bounds.has_room(body.size, exchange.token):
                 raise self._door.too_much()
             if body.size:
                 exchange.body = _memory(body.size)
@@ -450,13 +450,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hold(self, size: int) -> bool:
         """Count bytes of a body that have come: what a client announces and does not send holds no memory."""
-        if not self._bounds.hold(size):
+        if not self._held and self._exchange is not None:
+            self._holder = self._exchange.token
+        if not self._bounds.hold(size, self._holder):
             return False
         self._held += size
         return True
 
     def _release(self) -> None:
-        self._bounds.held -= self._held
+        self._bounds.release(self._held, self._holder)
         self._held = 0
 
 

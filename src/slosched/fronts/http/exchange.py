@@ -58,6 +58,11 @@ class Exchange:
         self.task: asyncio.Task[None] | None = None
         self._reply = reply
 
+    @property
+    def token(self) -> str:
+        """The name of the token that asks; empty where none is needed."""
+        return "" if self.caller is None else self.caller.name
+
     def header(self, name: bytes) -> str | None:
         """The text of a header; None where the request has none."""
         value = self.headers.get(name)

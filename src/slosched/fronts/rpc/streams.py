@@ -17,6 +17,7 @@ from functools import partial
 import grpc
 
 from slosched.fronts.asked import Answered
+from slosched.fronts.callers import MOST_OF_FREE
 from slosched.fronts.errors import FrontError, Status
 from slosched.fronts.rpc.calls import Call, report
 from slosched.fronts.rpc.inference import (
@@ -216,7 +217,7 @@ def _response(end: Answered | FrontError, request_id: str) -> bytes:
 class Streams:
     """The streams of a server, at most `most` at a time; an idle one holds an RPC as long as it likes.
 
-    A token has at most as many as are left free, so that none takes those of all.
+    A token has at most MOST_OF_FREE times as many as are left free.
     """
 
     def __init__(self, service: Service, peers: Peers, *, most: int, max_bytes: int) -> None:
@@ -246,7 +247,7 @@ class Streams:
     def _check_room(self, caller: Caller) -> None:
         free = self._most - len(self._open)
         own = sum(each.caller.name == caller.name for each in self._open) if caller.name else 0
-        if own >= free:
+        if own >= MOST_OF_FREE * free:
             whose = f", {own} of token '{caller.name}'" if caller.name else ""
             raise FrontError(
                 Status.RESOURCE_EXHAUSTED,
