@@ -101,7 +101,7 @@ def test_a_token_leaves_others_room_for_bodies() -> None:
             more.send(announced("greedy", 200) + bytes(200))
             assert more.reply().status == 429
             other.send(announced("modest", 200) + bytes(200))
-            assert other.reply().status == 400  # it was read, and is no inference
+            assert other.reply().status == 400  # it was read, and is not an inference
         gateway.until(lambda: bounds.held == 0)
         assert not bounds._by_token
     assert not gateway.failures

@@ -38,8 +38,8 @@ from slosched.units import NS_PER_S, parse_bytes
 
 #: Each token has a session with the controller of its own.
 MOST_TOKENS = 256
-#: Of what all share a token has at most so many times what is left free: one alone has 8 of 9 parts, and
-#: another finds room however many there are (Choudhury, Hahne: Dynamic Queue Length Thresholds, 1998).
+#: A token has at most this multiple of what it and the others leave free: one alone has 8 of 9 parts, and
+#: another finds room whatever their number is (Choudhury, Hahne: Dynamic Queue Length Thresholds, 1998).
 MOST_OF_FREE = 8
 _TOKEN = re.compile(r"[!-~]{8,512}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")

@@ -35,7 +35,7 @@ class Limits:
 class Bounds:
     """The sums over all connections: of bodies that are read or served, and of answers that are not taken.
 
-    `most_held` bounds each of the two. Of bodies a token holds at most MOST_OF_FREE times what is left free.
+    `most_held` bounds each of the two. A token has bodies of at most MOST_OF_FREE times what is left free.
     """
 
     def __init__(self, *, most_bytes: int, most_held: int, limits: Limits) -> None:
