@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 torch: Any = pytest.importorskip("torch")
 
 from slosched.config import ModelSource  # noqa: E402
+from slosched.daemon.backends.exported_text import check_program  # noqa: E402
 from slosched.daemon.backends.sources import source_spec  # noqa: E402
 from slosched.errors import InvalidConfig  # noqa: E402
 
@@ -129,6 +132,92 @@ def test_a_weight_that_is_pickled_runs_nothing(good: bytes, tmp_path: Path) -> N
     ):
         build(rewritten(good, change), tmp_path)
     assert not place.exists()
+
+
+MADE = "__import__('os').mkdir('made')"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        MADE,
+        "print.__self__",
+        "exec('1')",
+        "S('1')",
+        "Float('__import__')",
+        "Symbol('x()')",
+        "Max('1', 2)",
+        "Lambda(x, 1)",
+        "[1]",
+        "(lambda: 1)()",
+        "x.y",
+        "x[0]",
+        "f'{1}'",
+        "1 if 2 else 3",
+        "(" * 5_000,
+        "",
+        7,
+    ],
+)
+def test_an_expression_that_is_more_than_arithmetic_is_not_evaluated(
+    good: bytes, tmp_path: Path, expression: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def change(name: str, content: bytes) -> bytes:
+        if not name.startswith("models/"):
+            return content
+        made, count = re.subn(
+            rb'"expr_str": "[^"]*"', f'"expr_str": {json.dumps(expression)}'.encode(), content
+        )
+        assert count
+        return made
+
+    with pytest.raises(InvalidConfig, match="as the size of a tensor"):
+        build(rewritten(good, change), tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.system",
+        "torch.load",
+        "_operator.methodcaller",
+        "_operator.call",
+        "math.__loader__",
+        "torch.ops.aten.from_file.default",
+        "#hook:x",
+        7,
+    ],
+)
+def test_what_is_not_an_operator_is_not_called(good: bytes, tmp_path: Path, target: object) -> None:
+    def change(name: str, content: bytes) -> bytes:
+        if not name.startswith("models/"):
+            return content
+        made, count = re.subn(
+            rb'"target": "torch\.ops[^"]*"', f'"target": {json.dumps(target)}'.encode(), content
+        )
+        assert count
+        return made
+
+    with pytest.raises(InvalidConfig, match="which is not an operator of torch"):
+        build(rewritten(good, change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "Symbol('s31', positive=True, integer=True)",
+        "2*s0 + 1",
+        "Max(1, FloorDiv(s0, 2))",
+        "-s1",
+        "4",
+        "Mul(Integer(7), ToFloat(Symbol('s0', integer=True)), Float('0.5', precision=53))",
+    ],
+)
+def test_what_torch_writes_of_sizes_is_let_through(expression: str) -> None:
+    check_program(json.dumps({"a": [{"expr_str": expression}]}).encode())
 
 
 def test_compiled_code_is_not_opened(good: bytes, tmp_path: Path) -> None:

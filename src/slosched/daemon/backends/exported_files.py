@@ -2,7 +2,7 @@
 
 torch.export.load unpickles whatever a file has (example inputs, weights of tensor subclasses, constants that
 are Python objects), and it opens compiled code. What torch.export.save wrote of plain tensors needs none of
-this. The program itself remains: it calls torch's operators.
+this. What the program itself may say is in exported_text.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import torch
 
+from slosched.daemon.backends.exported_text import check_program
 from slosched.errors import InvalidConfig
 
 #: Parts of an archive, below its top folder (torch/export/pt2_archive/constants.py).
@@ -50,15 +51,27 @@ def _check(file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
+            _check_parts(parts)
+            for part in parts:
+                if _is_program(part.filename):
+                    check_program(archive.read(part))
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise InvalidConfig(f"torch.export.save writes a ZIP file ({error})") from None
+
+
+def _is_program(name: str) -> bool:
+    return name == _OLD_PROGRAM or name.lower().partition("/")[2].startswith(_PROGRAMS)
+
+
+def _check_parts(parts: list[zipfile.ZipInfo]) -> None:
     names = [part.filename for part in parts]
-    below = [name.partition("/")[2] for name in names]
-    if _OLD_PROGRAM not in names and not any(name.startswith(_PROGRAMS) for name in below):
+    if not any(map(_is_program, names)):
         # torch would print what it tried instead.
         raise InvalidConfig("there is no program in it, such as torch.export.save writes")
+    # The reader of torch does not heed the case of names.
+    if len({name.lower() for name in names}) < len(names):
+        raise InvalidConfig("it has two parts of one name")
     for part in parts:
-        # The reader of torch does not heed the case of names.
         name = part.filename.lower().partition("/")[2]
         if name.startswith(_COMPILED):
             raise InvalidConfig(f"it holds compiled code ({part.filename!r}); {_FACTORY}")
