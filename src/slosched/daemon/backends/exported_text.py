@@ -14,7 +14,7 @@ from typing import Any
 
 from slosched.errors import InvalidConfig
 
-#: Of Python's operators, those that call what they are given, or reach into it.
+#: Without those of Python's operators that call what they are given, or reach into it.
 _OPERATOR = re.compile(
     r"torch\.ops\.\w+(\.\w+)*|math\.[a-z]\w*|torch\._?sym_\w+"
     r"|_operator\.(?!call\b|methodcaller\b|attrgetter\b|itemgetter\b|setitem\b)[a-z]\w*"
