@@ -41,7 +41,7 @@ from slosched.core.scheduler.urgency import (
 )
 from slosched.core.scheduler.weights import _IN_FULL_AT
 from slosched.core.scheduler.weights import _LOOKED_AT as _WORTH_LOOKED_AT
-from slosched.units import format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _NEVER_NS = 2**62
 
@@ -240,6 +240,9 @@ class NaiveInfer5:
         ] = {}  # model id -> when it first lost one since its last batch
         self._others_ns = _NEVER_NS  # exec time of other batches since the last turn ...
         self._others_needed_ns = 0  # ... and how much the next one needs
+        #: When a request that seems hopeless may be tried again, by program and by GPU.
+        self._trial_due_ns: dict[str, int] = {}
+        self._gpu_due_ns: dict[int, int] = {}
 
     # -------------------------------------------------------------------------------- facts
 
@@ -248,7 +251,8 @@ class NaiveInfer5:
         self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
-            self._refuse_at_once(request, start_ns, exec_ns, now_ns)
+            if not self._tried(request, now_ns):
+                self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
         weight = request.weight
         if self._shares is not None:
@@ -263,6 +267,29 @@ class NaiveInfer5:
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)
 
+    def _tried(self, request: Request, now_ns: int) -> bool:
+        """An idle GPU is given a hopeless request where nothing of its program was measured for long."""
+        model, program = request.instance, request.queue.program
+        if request.attempts or any(self._value[r.key] != 1.0 for r in model.queue.requests):
+            return False
+        for gpu in model.resident_on.values():
+            transit, returns = gpu.worker.transit, gpu.worker.returns
+            back_ns = now_ns + transit.expected_ns + returns.expected_ns
+            due = now_ns >= self._gpu_due_ns.get(gpu.index, 0)
+            if gpu.exec.outstanding or gpu.held or not due or back_ns >= request.deadline_ns:
+                continue
+            pause_ns = max(5 * NS_PER_S, 10 * gpu.exec_table(request.queue).single.expected_ns)
+            if now_ns < self._trial_due_ns.setdefault(program, now_ns + pause_ns):
+                return False
+            self._trial_due_ns[program] = self._gpu_due_ns[gpu.index] = now_ns + pause_ns
+            self._value[request.key] = 1.0
+            insort(model.queue.requests, request)
+            self._waiting[model.model_id] = model
+            choice = model, model.queue.requests.index(request), 1, 1
+            self._commit(gpu, choice, now_ns + transit.margin_ns + 20 * NS_PER_MS, now_ns)
+            return True
+        return False
+
     def forget(self, request: Request) -> None:
         model = request.instance
         model.queue.requests.remove(request)
@@ -274,6 +301,15 @@ class NaiveInfer5:
     ) -> None:
         if not action.requests:
             self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
+        elif duration_ns and action.queue.program in self._trial_due_ns:
+            answered_ns = end_ns + action.gpu.worker.returns.expected_ns
+            quick = 2 * duration_ns < action.expected_duration_ns
+            if quick or answered_ns <= action.requests[0].deadline_ns:
+                self._trial_due_ns[action.queue.program] = self._gpu_due_ns[action.gpu.index] = 0
+            else:
+                self._trial_due_ns[action.queue.program] = end_ns + max(
+                    5 * NS_PER_S, 10 * duration_ns
+                )
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""

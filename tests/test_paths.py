@@ -72,3 +72,22 @@ def test_half_a_second_of_late_results_costs_no_more_than_two_seconds_of_request
     first, after = simulate(spec).steps
     assert first.in_time < 0.98 * first.sent  # it was disturbed
     assert after.in_time > 0.99 * after.sent
+
+
+def test_a_gpu_that_was_slow_for_seconds_is_tried_again() -> None:
+    """Its forecast was longer than every SLO: nothing was sent to it any more, and nothing learnt."""
+    slow = tuple(
+        Fault("slow", f"worker 0 GPU {gpu}", at_ns=S, for_ns=3 * S, factor=4.0) for gpu in (0, 1)
+    )
+    steps = tuple(Step(index, start_ns) for index, start_ns in enumerate((0, 9 * S)))
+    spec = SimSpec(
+        workload=mix([MixEntry("resnet50_v2", 4, 200.0, (0.0, 6 * MS))], 12 * S, steps),
+        scheduler=SchedulerConfig(),
+        profiles=(load_profile("v100"),),
+        gpus=2,
+        gpus_per_worker=2,
+        faults=FaultPlan(slow),
+    )
+    first, after = simulate(spec).steps
+    assert first.in_time < 0.8 * first.sent
+    assert after.in_time > 0.99 * after.sent

@@ -1,9 +1,10 @@
-"""Calls that their forecast makes hopeless, and that run all the same now and then.
+"""Requests that their forecast makes hopeless, and that run all the same now and then.
 
-A function that says that it takes 5 s and takes 1 ms, or that was slow and is quick now, would never run again
-where all calls have less time: without a run nothing corrects the forecast. So one of the calls that would be
-refused runs, late or not, in a slot that is free: the first after `_LEAST_NS`, or ten times what a call
-takes, in which none was measured. If it was quick, the next one runs at once, until the forecast has followed.
+A function that says that it takes 5 s and takes 1 ms, or a GPU that was slow and is quick now, would never
+run anything again where all requests have less time: without a run nothing corrects the forecast. So one of
+the requests that would be refused runs, late or not, in a slot or on a GPU that is free: the first after
+`_LEAST_NS`, or ten times what it takes, in which none was measured. If it was quick, or an inference in time,
+the next one runs at once, until the forecast has followed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _LATE_NS = 20 * NS_PER_MS
 
 
 class CallTrials:
-    """Tries calls of host functions. `commit` is that of INFER5: (device, batch, start, now)."""
+    """Tries calls of host functions, and inferences of plain models.
+
+    `commit` is that of INFER5: (device, batch, start, now).
+    """
 
     def __init__(
         self,
@@ -39,9 +43,11 @@ class CallTrials:
         self._host_due_ns: dict[int, int] = {}  # by device index
 
     def sent(self, request: Request, now_ns: int) -> bool:
-        """Whether `request`, which would be refused for its forecast, was sent to a host all the same."""
+        """Whether `request`, which would be refused for its forecast, was sent to a device all the same."""
         queue = request.queue
-        if not request.instance.on_host or queue.queue_id in self._urgency.weighted:
+        if not request.instance.on_host and (request.call or queue.after or request.attempts):
+            return False
+        if queue.queue_id in self._urgency.weighted:
             return False
         gpu = self._free_host(request, now_ns)
         if gpu is None:
@@ -61,7 +67,8 @@ class CallTrials:
         program = action.queue.program
         if program not in self._due_ns:
             return
-        if duration_ns * _QUICKER < action.expected_duration_ns:
+        quick = duration_ns * _QUICKER < action.expected_duration_ns
+        if quick or _in_time(action, end_ns):
             self._due_ns[program] = self._host_due_ns[action.gpu.index] = 0
         else:
             self._due_ns[program] = end_ns + _pause_ns(duration_ns)
@@ -82,6 +89,12 @@ class CallTrials:
             ):
                 return gpu
         return None
+
+
+def _in_time(action: ActionState, end_ns: int) -> bool:
+    """Whether an inference ended while its answer could still be in time; a call must be quick to count."""
+    back_ns = action.gpu.worker.returns.expected_ns
+    return not action.instance.on_host and end_ns + back_ns <= action.requests[0].deadline_ns
 
 
 def _pause_ns(expected_ns: int) -> int:
