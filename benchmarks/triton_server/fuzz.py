@@ -48,7 +48,7 @@ _GRPC = re.compile(r"gRPC on \S*:(\d+)")
 _LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 _SHOWN = 400
 CRASH = "crash"
-#: Of the region: small numbers, with which each way of computing is exact.
+#: What the region holds: small numbers, with which each way of computing is exact.
 _CONTENT = struct.pack(f"<{REGION_BYTES // 4}i", *range(REGION_BYTES // 4))
 Case = HttpCase | RpcCase
 
