@@ -243,6 +243,7 @@ class NaiveInfer5:
         #: When a request that seems hopeless may be tried again, by program and by GPU.
         self._trial_due_ns: dict[str, int] = {}
         self._gpu_due_ns: dict[int, int] = {}
+        self._trials: dict[int, int] = {}  # by GPU, the key of the last one
 
     # -------------------------------------------------------------------------------- facts
 
@@ -283,6 +284,7 @@ class NaiveInfer5:
                 return False
             self._trial_due_ns[program] = self._gpu_due_ns[gpu.index] = now_ns + pause_ns
             self._value[request.key] = 1.0
+            self._trials[gpu.index] = request.key
             insort(model.queue.requests, request)
             self._waiting[model.model_id] = model
             choice = model, model.queue.requests.index(request), 1, 1
@@ -304,9 +306,11 @@ class NaiveInfer5:
         elif duration_ns and action.queue.program in self._trial_due_ns:
             answered_ns = end_ns + action.gpu.worker.returns.expected_ns
             quick = 2 * duration_ns < action.expected_duration_ns
-            if quick or answered_ns <= action.requests[0].deadline_ns:
+            first = action.requests[0]
+            tried = self._trials.get(action.gpu.index) == first.key
+            if quick or (tried and answered_ns <= first.deadline_ns):
                 self._trial_due_ns[action.queue.program] = self._gpu_due_ns[action.gpu.index] = 0
-            else:
+            elif tried or self._trial_due_ns[action.queue.program]:
                 self._trial_due_ns[action.queue.program] = end_ns + max(
                     5 * NS_PER_S, 10 * duration_ns
                 )

@@ -41,6 +41,9 @@ class CallTrials:
         self._cluster, self._urgency, self._commit = cluster, urgency, commit
         self._due_ns: dict[str, int] = {}  # by program, once one of its calls was refused
         self._host_due_ns: dict[int, int] = {}  # by device index
+        self._tried: dict[
+            int, int
+        ] = {}  # by device index, the key of the request that was tried last
 
     def sent(self, request: Request, now_ns: int) -> bool:
         """Whether `request`, which would be refused for its forecast, was sent to a device all the same."""
@@ -56,6 +59,7 @@ class CallTrials:
         if now_ns < self._due_ns.setdefault(queue.program, now_ns + pause_ns):
             return False
         self._due_ns[queue.program] = self._host_due_ns[gpu.index] = now_ns + pause_ns
+        self._tried[gpu.index] = request.key
         insort(queue.requests, request)
         self._urgency.grew(queue)
         choice = queue, bisect_left(queue.requests, request), 1, 1
@@ -68,9 +72,12 @@ class CallTrials:
         if program not in self._due_ns:
             return
         quick = duration_ns * _QUICKER < action.expected_duration_ns
-        if quick or _in_time(action, end_ns):
+        tried = self._tried.get(action.gpu.index) == action.requests[0].key
+        if quick or (tried and _in_time(action, end_ns)):
             self._due_ns[program] = self._host_due_ns[action.gpu.index] = 0
-        else:
+        elif (
+            tried or self._due_ns[program]
+        ):  # what others have in time says nothing of the hopeless
             self._due_ns[program] = end_ns + _pause_ns(duration_ns)
 
     def _free_host(self, request: Request, now_ns: int) -> Gpu | None:
