@@ -275,11 +275,13 @@ class NaiveInfer5:
             return False
         for gpu in model.resident_on.values():
             transit, returns = gpu.worker.transit, gpu.worker.returns
-            back_ns = now_ns + transit.expected_ns + returns.expected_ns
+            table = gpu.exec_table(request.queue)
+            least_ns = table.profiled_ns[table.batches[0]] // 2
+            back_ns = now_ns + transit.expected_ns + returns.expected_ns + least_ns
             due = now_ns >= self._gpu_due_ns.get(gpu.index, 0)
             if gpu.exec.outstanding or gpu.held or not due or back_ns >= request.deadline_ns:
                 continue
-            pause_ns = max(5 * NS_PER_S, 10 * gpu.exec_table(request.queue).single.expected_ns)
+            pause_ns = max(5 * NS_PER_S, 10 * table.single.expected_ns)
             if now_ns < self._trial_due_ns.setdefault(program, now_ns + pause_ns):
                 return False
             self._trial_due_ns[program] = self._gpu_due_ns[gpu.index] = now_ns + pause_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slosched.codes import Code, code_name
 from slosched.config import SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.changes import Changes
@@ -91,3 +92,15 @@ def test_a_gpu_that_was_slow_for_seconds_is_tried_again() -> None:
     first, after = simulate(spec).steps
     assert first.in_time < 0.8 * first.sent
     assert after.in_time > 0.99 * after.sent
+
+
+def test_what_cannot_be_in_time_on_any_day_is_never_tried() -> None:
+    spec = SimSpec(
+        workload=mix([MixEntry("resnet50_v2", 4, 200.0, (0.0, 1 * MS))], 12 * S),
+        scheduler=SchedulerConfig(),
+        profiles=(load_profile("v100"),),
+        gpus=2,
+        gpus_per_worker=2,
+    )
+    (step,) = simulate(spec).steps
+    assert step.codes == {code_name(Code.COULD_NOT_START_IN_TIME): step.sent}

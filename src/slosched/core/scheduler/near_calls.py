@@ -17,11 +17,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
 from slosched.core.scheduler.batch_choice import Choice
-from slosched.core.scheduler.call_trials import CallTrials
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.host_parts import HostParts, has_host_part
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue, Request, RequestState
+from slosched.core.scheduler.trials import Trials
 from slosched.core.scheduler.urgency import Urgency
 
 #: Up to this loss rate, calls on hosts go by their due dates alone: of nested ones, the deeper first.
@@ -42,7 +42,7 @@ class NearCalls:
         self, cluster: Cluster, urgency: Urgency, commit: Callable[[Gpu, Choice, int, int], object]
     ) -> None:
         self._cluster, self._urgency, self._commit = cluster, urgency, commit
-        self.trials = CallTrials(cluster, urgency, commit)
+        self.trials = Trials(cluster, urgency, commit)
         self._host_parts = HostParts(cluster, commit)
         self._fresh: list[Request] = []
         self._waiting: dict[int, dict[int, Request]] = {}  # by worker id and request key

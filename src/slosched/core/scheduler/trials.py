@@ -4,7 +4,8 @@ A function that says that it takes 5 s and takes 1 ms, or a GPU that was slow an
 run anything again where all requests have less time: without a run nothing corrects the forecast. So one of
 the requests that would be refused runs, late or not, in a slot or on a GPU that is free: the first after
 `_LEAST_NS`, or ten times what it takes, in which none was measured. If it was quick, or an inference in time,
-the next one runs at once, until the forecast has followed.
+the next one runs at once, until the forecast has followed. An inference that would be late even in half the
+time that was measured as its model was prepared is hopeless on any day, and refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _QUICKER = 2
 _LATE_NS = 20 * NS_PER_MS
 
 
-class CallTrials:
+class Trials:
     """Tries calls of host functions, and inferences of plain models.
 
     `commit` is that of INFER5: (device, batch, start, now).
@@ -40,10 +41,9 @@ class CallTrials:
     ) -> None:
         self._cluster, self._urgency, self._commit = cluster, urgency, commit
         self._due_ns: dict[str, int] = {}  # by program, once one of its calls was refused
-        self._host_due_ns: dict[int, int] = {}  # by device index
-        self._tried: dict[
-            int, int
-        ] = {}  # by device index, the key of the request that was tried last
+        self._device_due_ns: dict[int, int] = {}  # by device index
+        #: The key of the request that was tried last, by device index.
+        self._tried: dict[int, int] = {}
 
     def sent(self, request: Request, now_ns: int) -> bool:
         """Whether `request`, which would be refused for its forecast, was sent to a device all the same."""
@@ -52,13 +52,13 @@ class CallTrials:
             return False
         if queue.queue_id in self._urgency.weighted:
             return False
-        gpu = self._free_host(request, now_ns)
+        gpu = self._free_device(request, now_ns)
         if gpu is None:
             return False
         pause_ns = _pause_ns(gpu.tables[queue.program].single.expected_ns)
         if now_ns < self._due_ns.setdefault(queue.program, now_ns + pause_ns):
             return False
-        self._due_ns[queue.program] = self._host_due_ns[gpu.index] = now_ns + pause_ns
+        self._due_ns[queue.program] = self._device_due_ns[gpu.index] = now_ns + pause_ns
         self._tried[gpu.index] = request.key
         insort(queue.requests, request)
         self._urgency.grew(queue)
@@ -74,24 +74,26 @@ class CallTrials:
         quick = duration_ns * _QUICKER < action.expected_duration_ns
         tried = self._tried.get(action.gpu.index) == action.requests[0].key
         if quick or (tried and _in_time(action, end_ns)):
-            self._due_ns[program] = self._host_due_ns[action.gpu.index] = 0
-        elif (
-            tried or self._due_ns[program]
-        ):  # what others have in time says nothing of the hopeless
+            self._due_ns[program] = self._device_due_ns[action.gpu.index] = 0
+        elif tried or self._due_ns[program]:
+            # Otherwise it was one that is no trial, whose time says nothing about those that are hopeless.
             self._due_ns[program] = end_ns + _pause_ns(duration_ns)
 
-    def _free_host(self, request: Request, now_ns: int) -> Gpu | None:
-        """A host with a slot free, and another one unless it has one alone, from which an answer could come."""
+    def _free_device(self, request: Request, now_ns: int) -> Gpu | None:
+        """A device that could be in time, with a slot free, and another one unless it has one alone."""
         for gpu in request.instance.resident_on.values():
             lane, worker = gpu.exec, gpu.worker
-            there_and_back_ns = worker.transit.expected_ns + worker.returns.expected_ns
+            least_ns = worker.transit.expected_ns + worker.returns.expected_ns
+            if not gpu.host:
+                table = gpu.tables[request.queue.program]
+                least_ns += table.profiled_ns[table.batches[0]] // _QUICKER
             free = lane.width - len(lane.outstanding) > int(lane.width > 1)
             if (
                 free
                 and not gpu.held
                 and not gpu.runs_alone
-                and now_ns >= self._host_due_ns.get(gpu.index, 0)
-                and now_ns + there_and_back_ns < request.deadline_ns
+                and now_ns >= self._device_due_ns.get(gpu.index, 0)
+                and now_ns + least_ns < request.deadline_ns
                 and self._cluster.reports(gpu, now_ns)
             ):
                 return gpu
