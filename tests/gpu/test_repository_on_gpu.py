@@ -62,7 +62,9 @@ def test_versions_are_served_come_and_change(tmp_path: Path) -> None:
                 expected = linear(torch.from_numpy(ROW)[None])[0].numpy()
             output = client.infer(line, ROW, slo="10s").output
             assert output is not None and np.allclose(output, expected, atol=1e-3)
-            with pytest.raises(RequestFailed, match=r"broken:1.*model\.pt2 is not a whole ZIP file"):
+            with pytest.raises(
+                RequestFailed, match=r"broken:1.*model\.pt2 is not a whole ZIP file"
+            ):
                 client.load("broken")
             repository.scaled("double/2", 20.0)
             soon(lambda: "double:2" in client.models()[1], "a version was not noticed")

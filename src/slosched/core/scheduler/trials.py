@@ -76,7 +76,7 @@ class Trials:
         if quick or (tried and _in_time(action, end_ns)):
             self._due_ns[program] = self._device_due_ns[action.gpu.index] = 0
         elif tried or self._due_ns[program]:
-            # Otherwise it was one that is no trial, whose time says nothing about those that are hopeless.
+            # Otherwise it was not a trial: its time says nothing about requests that seem hopeless.
             self._due_ns[program] = end_ns + _pause_ns(duration_ns)
 
     def _free_device(self, request: Request, now_ns: int) -> Gpu | None:
