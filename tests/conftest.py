@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ import pytest
 # A shell that runs `make check &` in a script lets its children ignore Ctrl-C, and their children inherit that:
 # the tests which send SIGINT would wait for an end that cannot come. A handler, however, is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay() -> Iterator[None]:
+    """A test that leaves a handler of signals behind would fail a later one that sends them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    left = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert left == before, "the test left a signal's handler behind"
 
 
 def _gpu_here() -> bool:

@@ -439,6 +439,8 @@ def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_at_once(
     now = 5 * 10**9
     monkeypatch.setattr(frame_run, "monotonic_ns", lambda: now)
     cleared = False
+    before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler, f"a test before this one left {before}"
     with pytest.raises(KeyboardInterrupt) as last, frame_run._signals():
         try:
             signal.raise_signal(signal.SIGINT)

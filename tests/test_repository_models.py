@@ -339,6 +339,17 @@ def test_a_package_of_modules_and_a_traceback_with_its_lines(tmp_path: Path) -> 
     assert "'nets.small:make' cannot be imported (ValueError: its words)" in str(caught.value)
 
 
+def test_packages_of_two_objects_in_one_process_are_apart(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.scaled("one/1", 2.0)
+    repository.scaled("two/1", 3.0)
+    one, two = (
+        build(repository, version_of(repository, folder), Packages())
+        for folder in ("one/1", "two/1")
+    )
+    assert one(torch.ones(1, 4)).tolist() != two(torch.ones(1, 4)).tolist()
+
+
 def test_nothing_stays_open_and_nothing_is_written(tmp_path: Path) -> None:
     repository, packages = Repository(tmp_path), Packages()
     repository.scaled("one/1", 2.0)

@@ -154,6 +154,17 @@ def make_folder(path: Path) -> None:
         raise write_error(f"cannot make the folder {path}: {error.strerror}", error) from None
 
 
+def give_folder(draft: Path, place: Path) -> None:
+    """Give the folder `draft` the name `place`, of an empty folder or of nothing, on the same file system.
+
+    Raises InvalidConfig, OutOfResources as `new_file`.
+    """
+    try:
+        draft.rename(place)
+    except OSError as error:
+        raise write_error(f"cannot make {place}: {error.strerror}", error) from None
+
+
 def utf8(text: str) -> str:
     """`text` as UTF-8 can say it. A path may hold other bytes; each is shown as "\\xff"."""
     try:

@@ -14,7 +14,7 @@ from slosched.experiment.fetch import fetch
 from slosched.experiment.hosts import Host
 from slosched.experiment.ssh import check_ssh
 from slosched.faasm.frame_table import EXPERIMENTS
-from slosched.output_files import check_folder, make_folder, write_error
+from slosched.output_files import check_folder, give_folder, make_folder
 
 #: Where the original keeps results on each host, and where they go here.
 THERE, HERE = "~/faasm", "faasm-results"
@@ -65,10 +65,7 @@ def pull_results(
             raise InvalidConfig(
                 f"host {host} has no files in {folder}; name the folder by --folder"
             )
-        try:
-            draft.rename(place)
-        except OSError as error:
-            raise write_error(f"cannot make {place}: {error.strerror}", error) from None
+        give_folder(draft, place)
     return Pulled(count, folder, place)
 
 

@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from itertools import count
 from types import CodeType, ModuleType
 
 _PREFIX = "_slosched_repository_"
+#: Numbers of packages: all Packages of a process share sys.modules, so no number is used twice.
+_NUMBERS = count(1)
 
 
 class _Sources(InspectLoader):
@@ -77,15 +80,13 @@ class Packages:
     def __init__(self) -> None:
         self._finder = _Finder()
         self._by_name: dict[str, str] = {}
-        self._count = 0
 
     def take(self, name: str, folder: str, files: Mapping[str, str]) -> str:
         """Make a package of the `files` of the version `name`; returns its name. Nothing is imported yet."""
         if self._finder not in sys.meta_path:
             sys.meta_path.append(self._finder)
         self.drop(name)
-        self._count += 1
-        package = f"{_PREFIX}{self._count}"
+        package = f"{_PREFIX}{next(_NUMBERS)}"
         self._finder.sources[package] = _Sources(package, folder, files)
         self._by_name[name] = package
         return package

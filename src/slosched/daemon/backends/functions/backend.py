@@ -246,7 +246,7 @@ class FunctionsBackend:
         if self._listed[effect.name].info.gpu:
             gpu_id = min(self.inner.devices)
         function = self._make(gpu_id, effect.name, trial=True)
-        self._runner.trial(function, lambda: done(self._prepared(effect, function)))
+        self._runner.functions.trial(function, lambda: done(self._prepared(effect, function)))
 
     def _prepared(self, effect: PrepareModel, function: LoadedFunction) -> ModelPrepared:
         """What a first load, which is over, has shown."""
@@ -284,7 +284,7 @@ class FunctionsBackend:
             self.inner.release(effect)
 
     def evict(self, gpu_id: int, model_id: int) -> None:
-        self._runner.evict(gpu_id, model_id)
+        self._runner.functions.evict(gpu_id, model_id)
         if gpu_id != self._host:
             self.inner.evict(gpu_id, model_id)
 

@@ -39,7 +39,7 @@ class HostDevice:
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         if op.kind is OpKind.LOAD_WEIGHTS:
-            self._runner.load(op, lambda: self._make(op.gpu_id, op.model_name))
+            self._runner.functions.load(op, lambda: self._make(op.gpu_id, op.model_name))
         elif op.kind in _CALLS:
             self._runner.launch(op)
         else:
@@ -91,7 +91,7 @@ class GpuWithFunctions:
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         if op.kind is OpKind.LOAD_WEIGHTS and op.model_name in self._functions:
-            self._runner.load(op, lambda: self._make(op.gpu_id, op.model_name))
+            self._runner.functions.load(op, lambda: self._make(op.gpu_id, op.model_name))
             return None
         if op.kind is OpKind.PREPARE:
             self._runner.launch(op)

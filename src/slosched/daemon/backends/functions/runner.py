@@ -22,7 +22,6 @@ from slosched.core.worker.interface import (
     Op,
     OpDone,
     OpKind,
-    WeightsLost,
     op_failed,
 )
 from slosched.daemon.backends.base import Frame
@@ -31,7 +30,8 @@ from slosched.daemon.backends.broods.children import ChildRunner, Watch
 from slosched.daemon.backends.functions import wire
 from slosched.daemon.backends.functions.arguments import Arguments
 from slosched.daemon.backends.functions.guard import end_group
-from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction, Root
+from slosched.daemon.backends.functions.loaded import CallChild, Root
+from slosched.daemon.backends.functions.loaded_functions import LoadedFunctions
 from slosched.daemon.backends.functions.parcels import Parcel, opened
 from slosched.daemon.backends.functions.running_call import NEVER_NS, MakeMessage, RunningCall
 from slosched.functions.function import MAX_PAYLOAD_BYTES
@@ -47,7 +47,7 @@ _CODES = (Code.CALL_RAISED, Code.CALL_OVER_LIMIT, Code.INVALID_INPUT)
 
 
 class Runner:
-    """Every loaded function and every unfinished call of one worker.
+    """Every unfinished call of one worker, and the `functions` that are loaded for them.
 
     `over` is called with each op of a call that is over. All calls together hold `shared_at_most_bytes` of
     shared memory (0: any): of more, the one that holds the most is ended.
@@ -63,14 +63,11 @@ class Runner:
         shared_at_most_bytes: int = 0,
     ) -> None:
         self._shared_at_most_bytes = shared_at_most_bytes
-        self._root, self._watch, self._clock, self._announce = root, watch, clock, announce
-        self._loaded: dict[tuple[int, str], LoadedFunction] = {}  # by device and name
-        self._loads: dict[int, tuple[Op, LoadedFunction, int]] = {}  # ops, with their begin
+        self._root, self._watch, self._clock = root, watch, clock
+        self.functions = LoadedFunctions(clock=clock, announce=announce)
         self._calls: dict[int, RunningCall] = {}
         self._waiting: deque[RunningCall] = deque()
         self._writing: dict[int, RunningCall] = {}  # calls with a payload that is not sent yet
-        #: What is loaded to be measured, and what to call when it is ready or has failed.
-        self._trials: list[tuple[LoadedFunction, Callable[[], None]]] = []
         self._events: list[DeviceEvent] = []
         self._arguments = Arguments()
         self._outputs: dict[int, Frame] = {}
@@ -84,6 +81,8 @@ class Runner:
     def due_ns(self) -> int | None:
         """When `step` has something to do; 0: now."""
         if self._events or self._writing or self._arguments.writing or self._watch.ready:
+            return 0
+        if self.functions.news:
             return 0
         return None if self._next_ns == NEVER_NS else self._next_ns
 
@@ -102,18 +101,14 @@ class Runner:
         for child in self._watch.step():
             self._hear(child)
         now = self._clock()
-        if now >= self._next_ns or self._loads or self._waiting or self._trials:
+        if now >= self._next_ns or self.functions.unfinished or self._waiting:
             self._do_due(now)
         events, self._events = self._events, []
         return events
 
     def _do_due(self, now: int) -> None:
-        functions = [*self._loaded.values(), *[each for each, _ in self._trials]]
-        for function in functions:
-            function.step(now)
-        self._end_trials()
-        self._end_loads(now)
-        self._lose_weights()
+        functions = list(self.functions)
+        self._events += self.functions.step(now)
         self._assign(now)
         next_ns = NEVER_NS
         for call in list(self._calls.values()):
@@ -125,62 +120,6 @@ class Runner:
         for call in self._waiting:
             next_ns = min(next_ns, call.begin_ns + _PROCESS_WITHIN_NS)
         self._next_ns = next_ns
-
-    # --------------------------------------------------------------------------- functions
-
-    def load(self, op: Op, make: Callable[[], LoadedFunction]) -> None:
-        """Begin a LOAD_WEIGHTS; its end is reported."""
-        key = op.gpu_id, op.model_name
-        function = self._loaded.get(key)
-        if function is None or function.failed:
-            function = self._loaded[key] = make()
-        function.model_ids.add(op.model_id)
-        self._loads[op.op_id] = op, function, self._clock()
-        self._next_ns = 0
-
-    def trial(self, function: LoadedFunction, when_over: Callable[[], None]) -> None:
-        """Look after a function that is loaded to be measured, until it is ready or has failed."""
-        self._trials.append((function, when_over))
-        self._next_ns = 0
-
-    def evict(self, gpu_id: int, model_id: int) -> None:
-        for key, function in list(self._loaded.items()):
-            if key[0] == gpu_id and model_id in function.model_ids:
-                function.model_ids.discard(model_id)
-                if not function.model_ids:
-                    del self._loaded[key]
-                    function.close()
-
-    def _end_trials(self) -> None:
-        over = [trial for trial in self._trials if trial[0].ready or trial[0].failed]
-        if over:
-            self._trials = [trial for trial in self._trials if trial not in over]
-            for _, when_over in over:
-                when_over()
-
-    def _end_loads(self, now: int) -> None:
-        for op_id, (op, function, begin_ns) in list(self._loads.items()):
-            if not function.ready and not function.failed:
-                continue
-            del self._loads[op_id]
-            span = Span(begin_ns, now, now - begin_ns)
-            if function.failed:
-                function.model_ids.discard(op.model_id)
-                code = Code.MODEL_PROCESS_ENDED
-                self._events.append(OpDone(op_id, span, code, function.failed))
-            else:
-                self._events.append(OpDone(op_id, span))
-
-    def _lose_weights(self) -> None:
-        for key, function in list(self._loaded.items()):
-            if not function.failed:
-                continue
-            loading = {op.model_id for op, each, _ in self._loads.values() if each is function}
-            lost = tuple(sorted(function.model_ids - loading))
-            del self._loaded[key]
-            if lost:
-                self._announce(f"{function.name}: {function.failed}")
-                self._events.append(WeightsLost(key[0], lost))
 
     # ------------------------------------------------------------------------------- calls
 
@@ -204,7 +143,7 @@ class Runner:
             self._resume(op, now)
             return
         frames, parcel = self._arguments.take(op.action_id)
-        function = self._loaded.get((op.gpu_id, op.model_name))
+        function = self.functions.get(op.gpu_id, op.model_name)
         if function is None or not function.ready:
             why = f": {function.failed}" if function is not None and function.failed else ""
             reason = f"the function {op.model_name!r} is not loaded{why}"
@@ -250,9 +189,8 @@ class Runner:
         call.child = child
         prepares = op.kind is OpKind.PREPARE
         if prepares and not call.function.listed.prepares:
-            self._host_part_over(
-                call, op, call.span(now, now), now
-            )  # it was the start of its process
+            # Its host part was the start of its process.
+            self._host_part_over(call, op, call.span(now, now), now)
             return
         # A cold start is part of the call where each has one, and of its host part: forecasts learn it.
         whole = prepares or call.function.reloads
@@ -517,14 +455,12 @@ class Runner:
 
     def pids(self, name: str) -> list[int]:
         """The processes that calls of the function have, or may get."""
-        loaded = [each for each in self._loaded.values() if each.name == name]
+        loaded = self.functions.named(name)
         return [child.pid for each in loaded for child in each.children if child.ready]
 
     def close(self) -> None:
         """End every process; bounded by two seconds."""
-        for function in [*self._loaded.values(), *[each for each, _ in self._trials]]:
-            function.close()
-        self._loaded.clear()
+        self.functions.close()
         for call in list(self._calls.values()):
             self._forget(call)
         self._arguments.close()
