@@ -45,27 +45,33 @@ def run_live(
         def on_signal(number: int) -> None:
             stopped_by.append(number)
             stop.set()
-            for each in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(each)
-            # The loop's own handling of Ctrl-C ends with it; a second signal acts at once.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            give_back()
             warn("stopping; press Ctrl-C again to stop immediately")
+
+        def give_back() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            # A loop of uvloop leaves its own handler, and a closed one hears nothing: Ctrl-C would do nothing.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
-        with run_display(workload.name) as display:
-            return await run_workload(
-                address,
-                workload,
-                inputs=inputs,
-                seed=seed,
-                duration_ns=duration_ns,
-                out=out or default_log_dir(workload.name),
-                progress=display,
-                stop=stop,
-                name=name,
-                weight=weight,
-            )
+        try:
+            with run_display(workload.name) as display:
+                return await run_workload(
+                    address,
+                    workload,
+                    inputs=inputs,
+                    seed=seed,
+                    duration_ns=duration_ns,
+                    out=out or default_log_dir(workload.name),
+                    progress=display,
+                    stop=stop,
+                    name=name,
+                    weight=weight,
+                )
+        finally:
+            give_back()
 
     if not json:
         ends = ""

@@ -24,12 +24,12 @@ class LoadedFunctions:
         #: What is loaded to be measured, and what to call when it is ready or has failed.
         self._trials: list[tuple[LoadedFunction, Callable[[], None]]] = []
         #: Something was begun since the last `step`.
-        self.news = False
+        self.begun = False
 
     @property
     def unfinished(self) -> bool:
         """True if a load or a trial has not ended: each step may end one."""
-        return self.news or bool(self._loads or self._trials)
+        return self.begun or bool(self._loads or self._trials)
 
     def __iter__(self) -> Iterator[LoadedFunction]:
         yield from self._loaded.values()
@@ -51,12 +51,12 @@ class LoadedFunctions:
             function = self._loaded[key] = make()
         function.model_ids.add(op.model_id)
         self._loads[op.op_id] = op, function, self._clock()
-        self.news = True
+        self.begun = True
 
     def trial(self, function: LoadedFunction, when_over: Callable[[], None]) -> None:
         """Look after a function that is loaded to be measured, until it is ready or has failed."""
         self._trials.append((function, when_over))
-        self.news = True
+        self.begun = True
 
     def evict(self, gpu_id: int, model_id: int) -> None:
         for key, function in list(self._loaded.items()):
@@ -68,7 +68,7 @@ class LoadedFunctions:
 
     def step(self, now_ns: int) -> list[DeviceEvent]:
         """Let each function do what is due. Returns the ends of loads, and what was lost."""
-        self.news = False
+        self.begun = False
         for function in list(self):
             function.step(now_ns)
         self._end_trials()

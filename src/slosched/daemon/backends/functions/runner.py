@@ -82,7 +82,7 @@ class Runner:
         """When `step` has something to do; 0: now."""
         if self._events or self._writing or self._arguments.writing or self._watch.ready:
             return 0
-        if self.functions.news:
+        if self.functions.begun:
             return 0
         return None if self._next_ns == NEVER_NS else self._next_ns
 
