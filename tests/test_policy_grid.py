@@ -51,6 +51,7 @@ def test_a_cell_below_its_target_says_so() -> None:
             "late": 0.0,
             "requests": 9,
             "target": 71.0,
+            "refused_late": 71.2,
         },
         {
             "slo": 2.25,
@@ -62,7 +63,7 @@ def test_a_cell_below_its_target_says_so() -> None:
         },
     ]
     line = policy_grid.line_of({"name": "12/2400", "one_gpu": False, "cells": cells})
-    assert "70.99 ±0.10 / 71 MISSED" in line and "87.20 ±0.10 / 87 |" in line
+    assert "70.99 ±0.10 / 71 MISSED; refused late 71.20" in line and "87.20 ±0.10 / 87 |" in line
     page = policy_grid.page([{"name": "12/2400", "one_gpu": False, "cells": cells}], 5)
     rows = [text for text in page.splitlines() if text.startswith("|")]
     assert len({text.count("|") for text in rows}) == 1
