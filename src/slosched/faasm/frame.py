@@ -220,8 +220,8 @@ class Frame:
         left_s = sum(each for key, each in self._expected.items() if key not in self._cells)
         if not left_s:
             return ""
-        # What lies between cells (starts of engines, above all) counts, too. The estimate has some weight
-        # of its own, so that a first cell that is quick or slow does not decide.
+        # What lies between cells (starts of engines, above all) counts, too. The estimate keeps some weight,
+        # so that one quick or slow cell at the start does not decide.
         gone_s = (now_ns() - self._expected_ns) / NS_PER_S
         weight_s = min(_WEIGHT_OF_ESTIMATE * expected_s, _MOST_WEIGHT_S)
         times = (gone_s + weight_s) / (self._expected_of_made_s + weight_s)

@@ -71,7 +71,7 @@ class Room:
         self.taken += 1
 
     def give(self, status: os.stat_result) -> None:
-        """A region in an object is no more."""
+        """A region in the object of `status` was closed: release its place."""
         place = (status.st_dev, status.st_ino)
         holder, count = self.holders.pop(place)
         if count > 1:

@@ -164,9 +164,9 @@ class Context:
 
     `call_id` is the call's number, `function` the name of what it calls and `deadline_ns` its deadline, on the
     clock of slosched.clock. `init` is the product of the function's init, None without one, and `prepared` that
-    of its prepare, once that has run. `host` carries
-    children, `open_state` opens the run's state when it is first used, and `functions` are those known here by
-    name: a child that is named by a text gets its size class and the check of its arguments from there.
+    of its prepare, None until that has run. `host` carries children, `open_state` opens the run's state when it
+    is first used, and `functions` are those known here by name: a child that is named by a text gets its size
+    class and the check of its arguments from there.
     """
 
     def __init__(

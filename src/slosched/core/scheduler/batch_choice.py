@@ -174,7 +174,8 @@ class BatchChoice:
 
 def _before(gpu: Gpu, now_ns: int) -> tuple[int, int]:
     """(when a request alone likely ends on an idle GPU, but for its exec; 0: not idle), and the spread
-    of what runs before. An idle GPU loses nothing by trying what is likely in time, and learns by it.
+    of what runs before. An idle GPU loses nothing by trying a request that is likely in time, and its run is
+    measured.
     """
     if len(gpu.exec.outstanding) >= gpu.exec.width:
         return 0, gpu.exec.outstanding[-1].spread_ns

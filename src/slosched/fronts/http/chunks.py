@@ -116,7 +116,7 @@ STEP, _FED = 1024**2, 64 * 1024
 class Inflation:
     """Inflates a compressed body of at most `most` bytes of content, step by step.
 
-    Between steps its connection counts what has come: a thousandth as many bytes make so much of it.
+    Its connection counts the content between steps, because a body can inflate to a thousand times its size.
     """
 
     def __init__(self, body: Frame | bytearray, encoding: str, most: int) -> None:

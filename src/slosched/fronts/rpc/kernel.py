@@ -51,7 +51,7 @@ class Connection(NamedTuple):
 
 @contextmanager
 def connections(port: int) -> Iterator[list[Connection]]:
-    """The connections of this process whose own end is `port`; they may be ended meanwhile."""
+    """The connections of this process whose own end is `port`. The block may end them."""
     with ExitStack() as stack:
         found = []
         for each in _sockets():

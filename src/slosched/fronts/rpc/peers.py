@@ -32,7 +32,7 @@ _LOOK_EVERY_S, _AFTER_FAULT_S = 0.1, 10.0
 _SAID_EVERY_NS = 60 * NS_PER_S
 #: What ended connections held is freed within this.
 _AGAIN_NS = NS_PER_S // 5
-#: A connection is ended for what it holds from here on, until memory is so much below its bound.
+#: A connection that holds at least this may be ended, until memory is below this part of its bound.
 _WORTH_BYTES, _BELOW = 1024**2, 0.9
 #: Bytes of an RPC beside its message: headers and frames. Rather too many: a guess errs for the client.
 _RPC_BYTES, _FRAMES_SHIFT = 100, 9
